@@ -1,0 +1,281 @@
+"""A task: an example, the tokenizers, how an example becomes ids and labels, how examples become batches.
+
+Section 2.1 and Figure 2: every task is question answering, and an example X = (context c, question q, answer a) gives
+two rows of tokens. One contract carries all losses: labels[t] is the token that logits[t] must predict, or IGNORE.
+
+    row   ids              labels
+    QA    c q ANS a        IGNORE ... IGNORE a EOS     (the first label sits on ANS)
+    LM    TASK c q ANS a   c q ANS a EOS
+
+    python data.py     shows one example through all of it
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tiktoken
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from lab.prepare import DataError, prepare, read_jsonl
+
+IGNORE = -1  # a position that is not supervised
+SLOTS = 45  # GPT-2's 50,257 tokens + ANS + PAD + 45 task slots = 50,304
+METRICS = {"woz": "joint_goal_em", "sql": "lfem", "cnn": "rouge"}  # the registered tasks, in the order of their slots
+GROUP_TOKENS = 4096  # padded tokens that go through the model at once
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its answer; `meta` is what the metric needs besides (a turn's identity, a logical form)."""
+
+    context: str
+    question: str
+    answer: str
+    id: str = ""
+    meta: dict = field(default_factory=dict)
+
+
+@dataclass
+class Task:
+    """A data set: its name, its metric, its examples. What is not registered in METRICS is scored by exact match."""
+
+    name: str
+    metric: str
+    train: list[Example]
+    test: list[Example]
+
+
+def task_name(entry: str) -> str:
+    """An entry of --order -> the task's name: registered, or the folder's name. Raises ValueError for neither."""
+    if entry in METRICS:
+        return entry
+    name = Path(entry).resolve().name
+    if not Path(entry).is_dir():
+        raise ValueError(
+            f"unknown task {entry!r}: known are {', '.join(METRICS)}, or a folder with train and test.jsonl"
+        )
+    if name in METRICS or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise ValueError(
+            f"task folder {entry!r}: rename it (letters, digits, '.', '_', '-'; not a registered task's name)"
+        )
+    return name
+
+
+def load_task(entry: str, data_dir: str, cache_dir: str, limit: int = 0) -> Task:
+    """The task behind an entry of --order, each split cut to its first `limit` examples. Raises DataError."""
+    name = task_name(entry)
+    folder = prepare(name, data_dir, cache_dir) if name in METRICS else Path(entry)
+    train, test = (
+        [Example(**row) for row in read_jsonl(folder / f"{split}.jsonl")][: limit or None]
+        for split in ("train", "test")
+    )
+    return Task(name, METRICS.get(name, "em"), train, test)
+
+
+# ---------------------------------------------------------------------- text <-> ids
+
+
+class Tokenizer:
+    """A byte-pair encoding plus ANS, PAD and the tasks' slots. No text ever encodes to one of these or to EOS."""
+
+    def __init__(self, encoding: tiktoken.Encoding):
+        self.encoding, self.name = encoding, encoding.name
+        self.eos_id = encoding.eot_token
+        self.n_base = encoding.n_vocab
+        self.ans_id, self.pad_id, self.first_slot = self.n_base, self.n_base + 1, self.n_base + 2
+        self.n_vocab = self.first_slot + SLOTS
+        self.slots = {name: self.first_slot + i for i, name in enumerate(METRICS)}  # the same in every run and order
+
+    @classmethod
+    def gpt2(cls) -> "Tokenizer":
+        """GPT-2's own vocabulary, which tiktoken downloads once. Raises DataError where it can't."""
+        try:
+            return cls(tiktoken.get_encoding("gpt2"))
+        except (OSError, ValueError) as e:  # requests' errors are OSErrors; ValueError is a wrong checksum
+            hint = "to work offline, set TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's two GPT-2 files"
+            raise DataError(f"can't get GPT-2's vocabulary ({type(e).__name__}: {e}); {hint}") from None
+
+    def encode(self, text: str) -> list[int]:
+        """Stripped, with one leading space, so that parts joined as ids stay apart as words."""
+        text = text.strip()
+        return self.encoding.encode_ordinary(" " + text) if text else []
+
+    def decode(self, ids) -> str:
+        """The exact text of ids, stripped; ids without text (EOS, ANS, PAD, slots) decode to nothing."""
+        ids = [i for i in ids if 0 <= i < self.n_base and i != self.eos_id]
+        return self.encoding.decode(ids, errors="replace").strip()
+
+    def add_task(self, name: str) -> int:
+        """The slot of a task, given out if it has none yet. Raises ValueError when none is free."""
+        if name not in self.slots:
+            if len(self.slots) == SLOTS:
+                raise ValueError(f"task {name!r}: all {SLOTS} task slots are taken")
+            self.slots[name] = self.first_slot + len(self.slots)
+        return self.slots[name]
+
+    def task_id(self, name: str) -> int:
+        return self.slots[name]
+
+    def is_task(self, id: int) -> bool:
+        return self.first_slot <= id < self.n_vocab
+
+
+# ---------------------------------------------------------------------- an example -> two rows
+
+
+@dataclass
+class Encoded:
+    """Both rows of an example, and what did not fit: tokens cut from the context and from the answer."""
+
+    qa_ids: list[int]
+    qa_labels: list[int]
+    lm_ids: list[int]
+    lm_labels: list[int]
+    context_cut: int = 0
+    answer_cut: int = 0
+
+
+def encode_parts(c, q, a, task_id, tokenizer, max_len, stopped=True) -> Encoded | None:
+    """Ids of context, question and answer -> both rows, or None when question, ANS and one answer token don't fit.
+
+    One cut for both rows: the answer is cut first, where it alone is too long, then the context keeps its first
+    tokens. A cut answer, or one that never `stopped`, is not followed by EOS: its last label is IGNORE."""
+    room = max_len - len(q) - 2  # besides TASK, q and ANS
+    if room < min(1, len(a)):
+        return None
+    answer, context = a[:room], c[: max(0, room - len(a))]
+    end = tokenizer.eos_id if stopped and len(a) <= room else IGNORE
+    qa_ids = context + q + [tokenizer.ans_id] + answer
+    n = len(context) + len(q)
+    return Encoded(
+        qa_ids=qa_ids,
+        qa_labels=[IGNORE] * n + answer + [end],
+        lm_ids=[task_id, *qa_ids],
+        lm_labels=[*qa_ids, end],
+        context_cut=len(c) - len(context),
+        answer_cut=len(a) - len(answer),
+    )
+
+
+def encode_example(example: Example, task_id: int, tokenizer: Tokenizer, max_len: int) -> Encoded | None:
+    """An example -> both rows (lists of int, at most max_len), or None when it is rejected as too long."""
+    c, q, a = (tokenizer.encode(text) for text in (example.context, example.question, example.answer))
+    return encode_parts(c, q, a, task_id, tokenizer, max_len)
+
+
+def encode_prompt(context, question, tokenizer: Tokenizer, max_len: int, answer_budget: int) -> list[int]:
+    """The test-time prompt `c q ANS`, which leaves room for `answer_budget` tokens and never sees the answer."""
+    c, q = tokenizer.encode(context), tokenizer.encode(question)
+    room = max_len - answer_budget - 1
+    q = q[: max(0, room)]
+    return c[: max(0, room - len(q))] + q + [tokenizer.ans_id]
+
+
+def answer_budget(task: Task, tokenizer: Tokenizer, max_len: int) -> int:
+    """How many tokens an answer may take at test time: the longest training answer + EOS, at most max_len // 4."""
+    return min(max(len(tokenizer.encode(example.answer)) for example in task.train) + 1, max_len // 4)
+
+
+def encode_task(task: Task, tokenizer: Tokenizer, max_len: int) -> list[Encoded]:
+    """The rows of all training examples that fit; cuts and rejections are printed. Raises DataError if none fits."""
+    rows = [encode_example(example, tokenizer.task_id(task.name), tokenizer, max_len) for example in task.train]
+    kept = [row for row in rows if row is not None]
+    counts = {
+        "rejected (question and answer too long)": len(rows) - len(kept),
+        "answers cut": sum(row.answer_cut > 0 for row in kept),
+        "contexts cut": sum(row.context_cut > 0 for row in kept),
+    }
+    if any(counts.values()):
+        found = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+        print(f"{task.name}: of {len(rows)} training examples, at {max_len} tokens: {found}")
+    if not kept:
+        raise DataError(f"task {task.name}: no training example fits into {max_len} tokens")
+    return kept
+
+
+# ---------------------------------------------------------------------- examples -> batches
+
+
+@dataclass
+class Rows:
+    """Rows that go through the model at once. R rows, T time, padded on the right."""
+
+    ids: torch.Tensor  # (R, T)
+    labels: torch.Tensor  # (R, T), IGNORE where nothing is supervised
+    lm: torch.Tensor  # (R, 1) bool: an LM row, else a QA row
+    replay: torch.Tensor  # (R, 1) bool: of an earlier task, else of the current one
+    distil: bool  # the teacher's distribution is the target, else the labels are
+
+    def to(self, device) -> "Rows":
+        tensors = (t.to(device, non_blocking=True) for t in (self.ids, self.labels, self.lm, self.replay))
+        return Rows(*tensors, distil=self.distil)
+
+
+def make_batch(examples, replay, pad_id, distil=False, lm=True, micro_batch=0) -> list[Rows]:
+    """Both rows of each example (without `lm` the QA row only), as groups of rows of similar length.
+
+    examples: list of Encoded; replay: list of bool. How rows are grouped changes no loss: normalisers are those of the
+    whole batch. Current rows stand apart from replay rows if they are to be distilled, so that the teacher sees no
+    others. `micro_batch` bounds the examples that go through the model at once."""
+    rows = []
+    for example, old in zip(examples, replay):
+        rows.append((distil and not old, len(example.qa_ids), example.qa_ids, example.qa_labels, False, old))
+        if lm:
+            rows.append((distil and not old, len(example.lm_ids), example.lm_ids, example.lm_labels, True, old))
+    rows.sort(key=lambda row: row[:2], reverse=True)
+    most = micro_batch * (1 + lm) or len(rows)
+    groups = []
+    for row in rows:
+        if groups:
+            longest, n = groups[-1][0], len(groups[-1])
+            alike = row[0] == longest[0] and 2 * row[1] >= longest[1]
+            if alike and n < most and (n + 1) * longest[1] <= GROUP_TOKENS:
+                groups[-1].append(row)
+                continue
+        groups.append([row])
+    return [collate(group, pad_id) for group in groups]
+
+
+def collate(group, pad_id) -> Rows:
+    """Rows as tensors, padded on the right, where causal attention never looks."""
+    return Rows(
+        ids=pad_sequence([torch.tensor(row[2]) for row in group], batch_first=True, padding_value=pad_id),
+        labels=pad_sequence([torch.tensor(row[3]) for row in group], batch_first=True, padding_value=IGNORE),
+        lm=torch.tensor([row[4] for row in group])[:, None],
+        replay=torch.tensor([row[5] for row in group])[:, None],
+        distil=group[0][0],
+    )
+
+
+def plan_epoch(n_current, n_replay, batch_size, updates, generator) -> list[list[int]]:
+    """Who is in which batch of an epoch: indices, current samples first (i < n_current), then replay samples.
+
+    shuffled (as released): both kinds in one permutation. alternate (Algorithm 1 to the letter): each batch of current
+    samples is followed by its share of the replay samples, in an update of its own; shares differ by one at most."""
+    if updates == "shuffled":
+        order = torch.randperm(n_current + n_replay, generator=generator).tolist()
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    current = torch.randperm(n_current, generator=generator).tolist()
+    replay = [n_current + i for i in torch.randperm(n_replay, generator=generator).tolist()]
+    n = -(-n_current // batch_size)
+    plan = []
+    for k in range(n):
+        plan.append(current[k * batch_size : (k + 1) * batch_size])
+        plan.append(replay[k * n_replay // n : (k + 1) * n_replay // n])
+    return [batch for batch in plan if batch]
+
+
+if __name__ == "__main__":
+    tok = Tokenizer.gpt2()
+    one = Example("food -- how about asian oriental?", "What is the change in state?", "food: asian oriental;")
+    both = encode_example(one, tok.task_id("woz"), tok, max_len=1024)
+    names = {tok.ans_id: "ANS", tok.eos_id: "EOS", tok.task_id("woz"): "TASK", IGNORE: "-"}
+    print(f"context   {one.context!r}\nquestion  {one.question!r}\nanswer    {one.answer!r}")
+    for name, ids, labels in (("QA", both.qa_ids, both.qa_labels), ("LM", both.lm_ids, both.lm_labels)):
+        print(f"\n{name} row    {'input':>12}  label")
+        for i, label in zip(ids, labels):
+            print(
+                f"{i:>9}  {names.get(i) or repr(tok.decode([i])):>12}  {names.get(label) or repr(tok.decode([label]))}"
+            )

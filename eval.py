@@ -1,0 +1,338 @@
+"""The metrics, scoring a model on tasks, and what lifelong learning is measured by.
+
+Table 1 names the metrics: dsEM (WOZ), lfEM (WikiSQL), ROUGE (CNN/DailyMail, NLG), exact match (classification). Every
+score is a percentage. Answers are decoded greedily (Section 3.1), from a prompt without a task token.
+
+    python eval.py runs/woz+sql+cnn-lamol-word-g0.2-s0          a run's table
+    python eval.py --model runs/.../model --task woz            score one model
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from rouge_score import rouge_scorer, tokenize
+
+from data import METRICS, DataError, Task, Tokenizer, answer_budget, encode_prompt, load_task, task_name
+from model import GPT, ModelFileError, generate
+
+# ---------------------------------------------------------------------- WOZ: dialogue-state exact match (dsEM)
+
+
+def parse_state(line: str) -> tuple[dict, list | None]:
+    """`slot: value, slot: value; request, request` -> (informed slots, requests); ({}, None) for none or no parse."""
+    parts = line.strip().split(";")
+    if line.lower() == "none" or line.strip() in ("", ";") or len(parts) != 2:
+        return {}, None
+    items = [item.split(":") for item in parts[0].split(",")]
+    informed = {item[0].strip(): item[1].strip() for item in items if len(item) == 2}
+    return informed, [request.strip() for request in parts[1].split(",")]
+
+
+def dialogue_state_scores(turn_ids, predictions, golds) -> dict[str, float]:
+    """dsEM of turns in dialogue order. turn_ids: `<language>_<dialogue>_<turn>`; predictions, golds: answer texts.
+
+    joint_goal_em: all slots informed since the dialogue began agree (decaNLP's score, the one reported);
+    turn_request_em, turn_goal_em: this turn's requests (in order), this turn's slots. Percentages."""
+    joint = request = goal = 0
+    dialogue = None
+    for turn, prediction, gold in zip(turn_ids, predictions, golds, strict=True):
+        if turn.split("_")[:-1] != dialogue:
+            dialogue, state, gold_state = turn.split("_")[:-1], {}, {}
+        (informed, requests), (gold_informed, gold_requests) = parse_state(prediction), parse_state(gold)
+        state |= informed
+        gold_state |= gold_informed
+        joint += state == gold_state
+        request += requests == gold_requests
+        goal += informed == gold_informed
+    n = max(1, len(turn_ids)) / 100
+    return {"joint_goal_em": joint / n, "turn_request_em": request / n, "turn_goal_em": goal / n}
+
+
+# ---------------------------------------------------------------------- WikiSQL: logical-form exact match (lfEM)
+
+AGGREGATES, OPERATORS = ("", "max", "min", "count", "sum", "avg"), ("=", ">", "<")
+
+
+def common_subsequence(a: str, b: str) -> int:
+    """Length of the longest common subsequence. Bit i of `row` is 0 where the table's row steps up at a[i]; a whole
+    row of the dynamic programme is updated by one addition (Hyyrö 2004)."""
+    where = {}
+    for i, char in enumerate(a):
+        where[char] = where.get(char, 0) | 1 << i
+    full = row = (1 << len(a)) - 1
+    for char in b:
+        u = row & where.get(char, 0)
+        row = (row + u | row - u) & full
+    return len(a) - row.bit_count()
+
+
+def common_run(name: str, text: str) -> int:
+    """Longest run of equal characters that starts in the name no earlier than in the text (as released)."""
+    best = 0
+    for shift in range(len(name)):
+        run = 0
+        for a, b in zip(name[shift:], text):
+            run = run + 1 if a == b else 0
+            best = max(best, run)
+    return best
+
+
+def similarity(name: str, text: str) -> float:
+    longer, shorter = max(len(name), len(text)), min(len(name), len(text))
+    return common_subsequence(name, text) / longer + common_run(name, text) / 1e4 - shorter / 1e8
+
+
+def parse_sql(text: str, header: list[str]) -> dict:
+    """SQL text, lower case -> logical form {sel, agg, conds}, by the released rule. Raises for what it can't read.
+
+    Column names may be misspelt: the most similar one is meant, the longest first. Conditions are cut at every
+    operator, and at every `and` between two of them; spaces in values don't count."""
+    columns = sorted(((name.lower(), i) for i, name in enumerate(header)), key=lambda c: len(c[0]), reverse=True)
+    selection, where, condition = text.partition("where")
+    selection = selection.split()[1:-2]  # without `select` and `from table`, which are not looked at
+    whole, rest = " ".join(selection), " ".join(selection[1:])
+    likeness = [similarity(name, t) for name, _ in columns for t in (whole, rest)]
+    best = likeness.index(max(likeness))
+    form = {"sel": columns[best // 2][1], "agg": AGGREGATES.index(selection[0]) if best % 2 else 0, "conds": []}
+    if not where:
+        return form
+    operators = re.findall("[=><]", condition)
+    pieces = [piece.strip() for piece in re.split("[=><]", condition)]
+    first, *middle, last = pieces if operators else pieces * 2
+    pieces = [first, *(part for piece in middle for part in piece.split("and")), last]  # column, value, column, ...
+    for i in range(0, len(pieces), 2):
+        likeness = [similarity(name, pieces[i]) for name, _ in columns]
+        pieces[i] = columns[likeness.index(max(likeness))][0]
+    for i, operator in enumerate(operators):
+        pieces[2 * i] += " " + operator
+    marked = f" {' and '.join(f'{a} {b}' for a, b in zip(pieces[::2], pieces[1::2]))} "
+    for name, i in columns:  # upper case marks a column: the text is in lower case
+        marked = marked.replace(f" {name} ", f" COL{i} ")
+    for part in re.split(r"(COL\d+ [=><](?!\S))", " ".join(marked.split())):
+        if match := re.fullmatch(r"COL(\d+) ([=><])", part):
+            form["conds"].append([int(match[1]), OPERATORS.index(match[2])])
+        elif words := part.split():  # a value: before a condition's column there is none, which raises here
+            value = [header[int(w[3:])].lower() if w.startswith("COL") else w for w in words]
+            form["conds"][-1].append("".join(value[:-1] if words[-1] == "and" else value).replace(" ", ""))
+    return form
+
+
+def logical_form_matches(predictions, sqls, headers) -> list[bool]:
+    """lfEM of each prediction: does its text, lower-cased, read as the gold logical form? Never raises.
+
+    sqls: {sel, agg, conds: [[column, operator, value]]}, indices into header, AGGREGATES and OPERATORS."""
+    matches = []
+    for prediction, sql, header in zip(predictions, sqls, headers, strict=True):
+        conds = [[c, op, str(value).lower().replace(" ", "")] for c, op, value in sql["conds"]]
+        try:
+            form = parse_sql(prediction.lower(), header)
+        except (ValueError, IndexError, ZeroDivisionError):
+            form = None
+        matches.append(form == {"sel": sql["sel"], "agg": sql["agg"], "conds": conds})
+    return matches
+
+
+# ---------------------------------------------------------------------- ROUGE and exact match
+
+
+def rouge_scores(predictions, references) -> dict[str, float]:
+    """ROUGE-1, -2 and summary-level -L (F, stemmed), and their mean `rouge`; averaged over examples, percentages.
+
+    A reference is a string, or a list of strings that are pooled as the Perl script does: the mean of their F, weighted
+    with the n-grams of prediction + reference. Sentences end at every '.'."""
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=True)
+
+    def sentences(text):
+        return "\n".join(" ".join(sentence.split()) for sentence in text.split("."))
+
+    def grams(text):  # how many 1-, 2-grams and words
+        n = len(tokenize.tokenize(text, scorer._tokenizer._stemmer))
+        return {"rouge1": n, "rouge2": max(0, n - 1), "rougeLsum": n}
+
+    totals = dict.fromkeys(("rouge1", "rouge2", "rougeLsum"), 0.0)
+    for prediction, golds in zip(predictions, references, strict=True):
+        golds = [sentences(gold) for gold in ([golds] if isinstance(golds, str) else golds)]
+        prediction = sentences(prediction)
+        scores = [scorer.score(gold, prediction) for gold in golds]
+        weights = [grams(gold) for gold in golds]
+        own = grams(prediction)
+        for kind in totals:
+            weight = [own[kind] + w[kind] for w in weights]
+            pooled = sum(w * s[kind].fmeasure for w, s in zip(weight, scores))
+            totals[kind] += pooled / sum(weight) if sum(weight) else 0.0
+    n = max(1, len(predictions)) / 100
+    r1, r2, rl = (total / n for total in totals.values())
+    return {"rouge1": r1, "rouge2": r2, "rougeL": rl, "rouge": (r1 + r2 + rl) / 3}
+
+
+def exact_match(predictions, answers) -> float:
+    """Percentage of predictions that equal their answer, both stripped, case kept."""
+    hits = [p.strip() == a.strip() for p, a in zip(predictions, answers, strict=True)]
+    return 100 * sum(hits) / max(1, len(hits))
+
+
+# ---------------------------------------------------------------------- scoring a model
+
+
+def score(task: Task, predictions: list[str]) -> dict[str, float]:
+    """Every metric of a task on its test examples; `score` is the one that counts."""
+    answers = [example.answer for example in task.test]
+    metas = [example.meta for example in task.test]
+    if task.metric == "joint_goal_em":
+        scores = dialogue_state_scores([meta["turn"] for meta in metas], predictions, answers)
+    elif task.metric == "lfem":
+        matches = logical_form_matches(predictions, [m["sql"] for m in metas], [m["header"] for m in metas])
+        scores = {"lfem": 100 * sum(matches) / max(1, len(matches))}
+    elif task.metric == "rouge":
+        scores = rouge_scores(predictions, answers)
+    else:
+        scores = {"em": exact_match(predictions, answers)}
+    return {"score": scores[task.metric], **scores}
+
+
+def predict(model: GPT, tokenizer: Tokenizer, examples, max_len: int, budget: int) -> list[list[int]]:
+    """Greedy answers to examples, as ids, EOS included where it was reached."""
+    prompts = [encode_prompt(e.context, e.question, tokenizer, max_len, budget) for e in examples]
+    return generate(model, prompts, budget, tokenizer.eos_id)
+
+
+def load_model(folder: str) -> tuple[GPT, Tokenizer, dict]:
+    """A model folder that a run has written -> the model, its tokenizer with the tasks' slots, its config.json."""
+    model = GPT.from_pretrained(folder)
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    if config.get("tokenizer") != "gpt2":
+        raise ModelFileError(f"{folder}/config.json: no model of a run: its tokenizer is {config.get('tokenizer')!r}")
+    tokenizer = Tokenizer.gpt2()
+    tokenizer.slots |= config["task_slots"]
+    return model, tokenizer, config
+
+
+# ---------------------------------------------------------------------- a run: R[i][j], the score on j after stage i
+
+
+def summarise(method: str, order: list[str], rows: list[dict]) -> dict:
+    """The lines of scores.jsonl -> scores and the four measures of lifelong learning (None where they make no sense).
+
+    With R[i][j] the score on task j after stage i of T, and R[0] before any:
+        average            mean_j R[T][j]
+        backward transfer  mean_{j<T} R[T][j] − R[j][j]                 below 0: forgotten since learned
+        forgetting         mean_{j<T} max_{i<T} R[i][j] − R[T][j]
+        forward transfer   mean_{j>1} R[j−1][j] − R[0][j]               above 0: better before its first example
+    """
+    R = {}
+    for row in rows:  # the last epoch of a stage stands
+        R.setdefault(row["stage"], {})[row["task"]] = row["score"]
+    T, last = max(R), R[max(R)]
+    if method == "single":  # independent models: each task has its own last stage
+        last = {task: R[m][task] for m, task in enumerate(order, 1)}
+    summary = {"order": order, "method": method, "scores": R, "average": mean([last[task] for task in order])}
+    lifelong = method not in ("single", "multitask") and T == len(order) > 1
+    j = dict(enumerate(order, 1))
+    backward = [R[T][j[i]] - R[i][j[i]] for i in range(1, T)] if lifelong else []
+    forgotten = [max(R[i][j[k]] for i in range(T)) - R[T][j[k]] for k in range(1, T)] if lifelong else []
+    forward = [R[i - 1][j[i]] - R[0][j[i]] for i in range(2, T + 1)] if lifelong else []
+    return summary | {
+        "backward_transfer": mean(backward),
+        "forward_transfer": mean(forward),
+        "forgetting": mean(forgotten),
+    }
+
+
+def mean(values):
+    return sum(values) / len(values) if values else None
+
+
+def table(summary: dict) -> str:
+    """A summary as text: one row a stage, one column a task."""
+    order = summary["order"]
+    width = max(8, *(len(task) + 2 for task in order))
+    stages = {0: "before"} | {m: f"after {m} ({task})" for m, task in enumerate(order, 1)}
+    if summary["method"] == "multitask":
+        stages[1] = "after all"
+    lines = [f"{'':<24}" + "".join(f"{task:>{width}}" for task in order)]
+    for m, row in summary["scores"].items():
+        cells = "".join(f"{row[task]:>{width}.1f}" if task in row else f"{'–':>{width}}" for task in order)
+        lines.append(f"{stages[int(m)]:<24}{cells}")
+    for name in ("average", "backward_transfer", "forward_transfer", "forgetting"):
+        if summary[name] is not None:
+            lines.append(f"{name.replace('_', ' '):<24}{summary[name]:>{width}.1f}")
+    return "\n".join(lines)
+
+
+def draw_curves(order: list[str], epochs: int, rows: list[dict], path: str) -> None:
+    """Figure 3 of one run: a panel a task, its score over the epochs of all stages; dashed lines part the stages."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    fig, axes = plt.subplots(len(order), 1, figsize=(7, 1.2 + 1.7 * len(order)), sharex=True, squeeze=False)
+    last = max(row["stage"] for row in rows)
+    for task, ax in zip(order, axes[:, 0]):
+        points = sorted(
+            (max(0, row["stage"] - 1) * epochs + row["epoch"], row["score"]) for row in rows if row["task"] == task
+        )
+        ax.plot(*zip(*points), marker="o", markersize=3, color="#0072B2")
+        for stage in range(1, last):
+            ax.axvline(stage * epochs, linestyle="--", linewidth=0.8, color="0.5")
+        ax.set(ylim=(-3, 103), ylabel=f"{task}, %")
+        ax.grid(alpha=0.3)
+    if last == len(order):
+        for stage, task in enumerate(order):
+            middle = (stage + 0.5) / len(order)
+            axes[0, 0].text(middle, 1.04, f"learns {task}", transform=axes[0, 0].transAxes, ha="center", fontsize=9)
+    axes[-1, 0].set(xlabel="epochs", xlim=(0, last * epochs))
+    fig.tight_layout()
+    fig.savefig(path, dpi=130, format="png")
+    plt.close(fig)
+
+
+def read_run(folder: str) -> tuple[dict, list[dict]]:
+    """A run directory -> its summary. Raises DataError where it is none, or not finished."""
+    path = Path(folder) / "summary.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise DataError(f"{path}: not there; {folder!r} is no run directory, or its run has not finished") from None
+    except ValueError as e:
+        raise DataError(f"{path}: not a run's summary ({e})") from None
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("run_dir", nargs="?", help="a finished run: print its table")
+    parser.add_argument("--model", help="a model folder that a run has written: score it on --task")
+    parser.add_argument("--task", help=f"{', '.join(METRICS)}, or a folder with train.jsonl and test.jsonl")
+    parser.add_argument("--data-dir", default="~/.cache/l2kd/raw", help="raw files (default %(default)s)")
+    parser.add_argument("--cache-dir", default="~/.cache/l2kd", help="prepared data (default %(default)s)")
+    parser.add_argument("--limit", type=int, default=0, help="first N examples of each split (0: all)")
+    parser.add_argument("--device", default="cpu", help="where to compute (default %(default)s)")
+    options = parser.parse_args(argv)
+    if bool(options.run_dir) == bool(options.model) or bool(options.model) != bool(options.task):
+        parser.error("give either a run directory, or --model and --task")
+    try:
+        if options.run_dir:
+            print(table(read_run(options.run_dir)))
+            return 0
+        try:
+            task_name(options.task)
+        except ValueError as e:
+            parser.error(f"--task: {e}")
+        model, tokenizer, config = load_model(options.model)
+        task = load_task(options.task, options.data_dir, options.cache_dir, options.limit)
+        max_len = config.get("max_len", model.config.n_positions)
+        budget = config.get("answer_budgets", {}).get(task.name) or answer_budget(task, tokenizer, max_len)
+        answers = predict(model.to(options.device), tokenizer, task.test, max_len, budget)
+        for name, value in score(task, [tokenizer.decode(ids) for ids in answers]).items():
+            print(f"{name:<16} {value:6.2f}")
+        return 0
+    except (DataError, ModelFileError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Pseudo-data: how many, how they are sampled, how a generated sequence becomes a sample.
+
+LAMOL (Section 2.1): the model is its own memory. Started with the token of an earlier task, it writes context,
+question, ANS, answer and EOS as it learned them from that task's LM rows; top-k sampling (k = 20), no data kept.
+
+    python lamol.py MODEL_FOLDER woz     what a trained model dreams of a task
+"""
+
+import math
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from data import Encoded, Task, Tokenizer, encode_parts, encode_task
+from model import GPT, generate
+
+
+@dataclass
+class Dream:
+    """One generated sequence, TASK first: a replay sample (`encoded`), or the reason why it is none."""
+
+    task: str
+    ids: list[int]
+    rejected: str  # "" when it is accepted
+    encoded: Encoded | None
+
+
+def pseudo_per_task(n_new: int, gamma: float, n_previous: int) -> int:
+    """Samples of each earlier task: ceil(γ · n_new), shared equally, rounded down (Section 2.3; as released)."""
+    return math.ceil(n_new * gamma) // n_previous if n_previous else 0
+
+
+def why_rejected(ids: list[int], tokenizer: Tokenizer) -> str:
+    """The first rule that a generated sequence breaks, or "" for a sample.
+
+    TASK ... must end in its only EOS, with exactly one ANS, text before and after it, no PAD, no task token inside."""
+    inside = ids[1:-1]
+    if not ids or not tokenizer.is_task(ids[0]):
+        return "no task token first"
+    if ids[-1] != tokenizer.eos_id:
+        return "never stopped"
+    if tokenizer.eos_id in inside:
+        return "EOS inside"
+    if tokenizer.pad_id in inside or any(tokenizer.is_task(i) for i in inside):
+        return "PAD or task token inside"
+    if inside.count(tokenizer.ans_id) != 1:
+        return "no ANS" if tokenizer.ans_id not in inside else "several ANS"
+    if tokenizer.ans_id in (inside[0], inside[-1]):
+        return "empty question or answer"
+    return ""
+
+
+def parse_pseudo(ids: list[int], tokenizer: Tokenizer) -> tuple[list[int], list[int]] | None:
+    """TASK cq ANS a EOS -> (ids of context and question, ids of the answer), or None when it is rejected."""
+    if why_rejected(ids, tokenizer):
+        return None
+    at = ids.index(tokenizer.ans_id)
+    return ids[1:at], ids[at + 1 : -1]
+
+
+def dream(
+    model: GPT, tokenizer: Tokenizer, names: list[str], per_task: int, max_len: int, top_k: int, seeds
+) -> list[Dream]:
+    """Algorithm 1, "sample γ·|D_m| pseudo-data from θ_S": `per_task` sequences of each earlier task, accepted or not.
+
+    A sequence may be as long as a training row and its EOS. Rejected ones are not replaced (as released).
+    seeds: task name -> torch.Generator."""
+    dreams = []
+    for name in names:
+        task_id = tokenizer.task_id(name)
+        prompts = [[task_id]] * per_task
+        for new in generate(model, prompts, max_len, tokenizer.eos_id, top_k=top_k, generator=seeds(name)):
+            ids = [task_id, *new]
+            parts = parse_pseudo(ids, tokenizer)
+            # context and question can't be told apart in a dream, and need not be: the rows are the same
+            encoded = encode_parts([], *parts, task_id, tokenizer, max_len) if parts else None
+            dreams.append(Dream(name, ids, why_rejected(ids, tokenizer), encoded))
+    return dreams
+
+
+def real_samples(tasks: list[Task], tokenizer: Tokenizer, per_task: int, max_len: int, seeds) -> list[Dream]:
+    """--real-replay: real training examples of the earlier tasks in place of dreams (LAMOL's upper bound)."""
+    samples = []
+    for task in tasks:
+        rows = encode_task(task, tokenizer, max_len)
+        for i in torch.randperm(len(rows), generator=seeds(task.name))[:per_task].tolist():
+            samples.append(Dream(task.name, [*rows[i].lm_ids, tokenizer.eos_id], "", rows[i]))
+    return samples
+
+
+def report(dreams: list[Dream]) -> str:
+    """Accepted and rejected, by task and reason, in one line a task."""
+    lines = []
+    for name in dict.fromkeys(d.task for d in dreams):
+        reasons = Counter(d.rejected or "accepted" for d in dreams if d.task == name)
+        parts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+        lines.append(f"pseudo-data of {name}: {parts} of {reasons.total()}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from eval import load_model
+
+    if len(sys.argv) != 3:
+        sys.exit("usage: python lamol.py MODEL_FOLDER TASK   (a `model` folder of a run, a task that it has learned)")
+    gpt, tok, _ = load_model(sys.argv[1])
+    stream = torch.Generator().manual_seed(0)
+    for one in dream(gpt, tok, [sys.argv[2]], 5, gpt.config.n_positions, 20, lambda name: stream):
+        print(f"\nids      {one.ids[:40]}{' ...' if len(one.ids) > 40 else ''}")
+        if parts := parse_pseudo(one.ids, tok):
+            print(f"accepted {tok.decode(parts[0])!r} -> {tok.decode(parts[1])!r}")
+        else:
+            print(f"rejected: {one.rejected}: {tok.decode(one.ids)[:200]!r}")

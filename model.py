@@ -1,0 +1,402 @@
+"""GPT-2, from scratch: modules, weights in and out, a larger vocabulary, batched generation.
+
+The model of Section 3.1 (Radford et al. 2019): pre-norm blocks, tanh GELU, learned positions, a head tied to the
+token embedding. Parameters carry OpenAI's names, so weights load by name.
+
+Letters in every file: B rows, T time, C embedding, V vocabulary, H heads, S cache columns, N supervised tokens.
+
+    python -c "from model import GPT; print(GPT.from_pretrained('gpt2').config)"
+"""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+HUB = "https://huggingface.co/openai-community"
+PRETRAINED = {  # name -> (address, SHA-256 where one is published)
+    "gpt2": (
+        f"{HUB}/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e/model.safetensors",
+        "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+    ),
+    "gpt2-medium": (f"{HUB}/gpt2-medium/resolve/main/model.safetensors", None),
+    "gpt2-large": (f"{HUB}/gpt2-large/resolve/main/model.safetensors", None),
+    "gpt2-xl": (f"{HUB}/gpt2-xl/resolve/main/model.safetensors", None),
+}
+DEFAULT_CACHE = "~/.cache/l2kd"
+CACHE_BYTES, MAX_ROWS = 2**31, 256  # what the keys and values of one chunk of `generate` may take; its rows
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored (in, out), used (out, in)
+
+
+class ModelFileError(ValueError):
+    """A model folder, weight file or download that can't be used; the message says which and what to do."""
+
+
+@dataclass
+class GPTConfig:
+    """The shape of a GPT-2, under the names of a Hugging Face `config.json`; the default is the 124M model."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    dropout: float = 0.1  # residual, embedding and attention dropout alike
+    layer_norm_epsilon: float = 1e-5
+
+
+SIZES = {
+    "gpt2": GPTConfig(),
+    "gpt2-medium": GPTConfig(n_embd=1024, n_layer=24, n_head=16),
+    "gpt2-large": GPTConfig(n_embd=1280, n_layer=36, n_head=20),
+    "gpt2-xl": GPTConfig(n_embd=1600, n_layer=48, n_head=25),
+}
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far. Row b holds `length[b]` of them, from column 0 on, and writes its
+    next token at column `length[b]`; columns beyond are zero or padding, and are never attended to.
+
+         column   0   1   2   3   4
+         row 0    The dog .   ~   ~      length 3, ~ hidden
+         row 1    A   b   c   d   ~      length 4
+    """
+
+    def __init__(self, model: "GPT", rows: int, columns: int):
+        c, kind = model.config, model.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.wte.weight.dtype
+        shape = (2, c.n_layer, rows, c.n_head, columns, c.n_embd // c.n_head)  # (2, L, B, H, S, C/H)
+        self.kv = torch.zeros(shape, dtype=dtype, device=model.device)
+        self.length = torch.zeros(rows, dtype=torch.long, device=model.device)  # (B,)
+
+    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor, used: int):
+        """Write one token a row, k and v (B, H, 1, C/H); return all keys and values and the mask (B, 1, 1, used)."""
+        rows = torch.arange(len(self.length), device=k.device)
+        for kept, new in zip(self.kv[:, layer], (k, v)):
+            kept[rows, :, self.length] = new[:, :, 0]
+        visible = torch.arange(used, device=k.device) <= self.length[:, None]
+        return self.kv[0, layer][:, :, :used], self.kv[1, layer][:, :, :used], visible[:, None, None]
+
+    def keep(self, rows: torch.Tensor, used: int) -> None:
+        """Drop all rows but `rows` (b,), with their first `used` columns."""
+        kv = torch.zeros_like(self.kv[:, :, : len(rows)])
+        kv[..., :used, :] = self.kv[:, :, rows, :, :used]
+        self.kv, self.length = kv, self.length[rows]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.n_head, self.dropout, self.layer = config.n_head, config.dropout, layer
+
+    def forward(self, x, cache: KVCache | None = None, used: int = 0):
+        B, T, C = x.size()
+        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).split(C, dim=2))
+        if used:  # decoding: one new token a row against everything cached
+            k, v, visible = cache.append(self.layer, k, v, used)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        else:  # training, or prefill: padding stands on the right, where causal attention never looks
+            if cache is not None:
+                cache.kv[0, self.layer, :, :, :T], cache.kv[1, self.layer, :, :, :T] = k, v
+            p = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+        y = y.transpose(1, 2).reshape(B, T, C)  # (B, H, T, C/H) -> (B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """C -> 4C -> C with the tanh approximation of GELU that GPT-2 was trained with."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = config.dropout
+
+    def forward(self, x):
+        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Pre-norm: the residual stream is only ever added to."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cache=None, used=0):
+        x = x + self.attn(self.ln_1(x), cache, used)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """GPT-2. `model(ids)` gives logits (B, T, V); `hidden` and `head` are its two halves, so that a loss can project
+    only the positions that it supervises."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        for name, p in self.named_parameters():  # as OpenAI initialised it; layer norms are 1 and 0 already
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.dim() == 2:
+                std = 0.01 if name == "wpe.weight" else 0.02
+                if name.endswith("c_proj.weight"):  # two residual additions a layer: keep their sum at unit scale
+                    std /= math.sqrt(2 * config.n_layer)
+                nn.init.normal_(p, std=std)
+
+    @property
+    def device(self):
+        return self.wte.weight.device
+
+    def hidden(self, ids, cache: KVCache | None = None, used: int = 0):
+        """ids (B, T) -> final hidden states (B, T, C), after the last layer norm.
+
+        With `used` = 0 a cache is filled from column 0 (prefill); otherwise T is 1, each row goes on where it stands,
+        and `used` is the number of cache columns in use after this token."""
+        T = ids.size(1)
+        if T > self.config.n_positions:
+            raise ValueError(f"a sequence of {T} tokens is longer than the context of {self.config.n_positions}")
+        positions = cache.length[:, None] if used else torch.arange(T, device=ids.device)
+        x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)
+        for block in self.h:
+            x = block(x, cache, used)
+        return self.ln_f(x)
+
+    def head(self, hidden):
+        """Hidden states (..., C) -> logits (..., V), through the embedding matrix (tied)."""
+        return F.linear(hidden, self.wte.weight)
+
+    def forward(self, ids):
+        return self.head(self.hidden(ids))
+
+    def grow_vocab(self, n: int) -> "GPT":
+        """Add n tokens. Their rows start at the mean of the old ones: under the tied head a small random row would
+        get a logit near 0, far above that of most trained tokens."""
+        old = self.wte.weight.data
+        rows = torch.cat([old, old.mean(dim=0, keepdim=True).expand(n, -1)])
+        self.wte = nn.Embedding.from_pretrained(rows, freeze=False)
+        self.config.vocab_size += n
+        return self
+
+    # ------------------------------------------------------------------ weights in and out
+
+    @classmethod
+    def from_pretrained(cls, x: str | Path, cache_dir: str | Path = DEFAULT_CACHE) -> "GPT":
+        """A pretrained GPT-2 in float32, vocabulary as in the file.
+
+        x: `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl` (downloaded once into cache_dir) or a folder in the
+        Hugging Face layout (`config.json`, `model.safetensors`). Raises ModelFileError, which names the file and key.
+        """
+        if x in PRETRAINED:
+            config, path = GPTConfig(**asdict(SIZES[x])), download(str(x), cache_dir)
+        else:
+            config, path = read_config(Path(x) / "config.json"), Path(x) / "model.safetensors"
+        weights = read_weights(path)
+        if config.n_layer != sum(bool(re.fullmatch(r"h\.\d+\.ln_1\.weight", key)) for key in weights):
+            raise ModelFileError(f"{path}: not the n_layer = {config.n_layer} layers that its config names")
+        with torch.device("meta"):  # shapes only: a lying config costs no memory
+            model = cls(config)
+        for key, p in model.state_dict().items():
+            if key not in weights:
+                raise ModelFileError(f"{path}: key {key!r} is missing")
+            if key.endswith(CONV1D):
+                weights[key] = weights[key].t()
+            if weights[key].shape != p.shape:
+                found, wanted = tuple(weights[key].shape), tuple(p.shape)
+                raise ModelFileError(f"{path}: {key!r} has shape {found}, the config needs {wanted} (used as out, in)")
+            weights[key] = weights[key].float().contiguous()
+        head = weights.pop("lm_head.weight", None)
+        if head is not None and not torch.equal(head.float(), weights["wte.weight"]):
+            raise ModelFileError(f"{path}: 'lm_head.weight' differs from 'wte.weight'; GPT-2's head is tied")
+        if extra := sorted(set(weights) - set(model.state_dict())):
+            raise ModelFileError(f"{path}: unknown key {extra[0]!r} (and {len(extra) - 1} more)")
+        model.load_state_dict(weights, assign=True)
+        return model
+
+    def save_pretrained(self, folder: str | Path, **extra) -> None:
+        """Write `config.json` (with `extra`, plain JSON values) and `model.safetensors`, as transformers reads them."""
+        folder, c = Path(folder), asdict(self.config)
+        folder.mkdir(parents=True, exist_ok=True)
+        p = c.pop("dropout")
+        c |= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
+        c |= {"resid_pdrop": p, "embd_pdrop": p, "attn_pdrop": p, "n_ctx": c["n_positions"]}
+        c |= {"bos_token_id": extra.get("eos_token_id"), "tie_word_embeddings": True} | extra
+        weights = {}
+        for key, p in self.state_dict().items():
+            p = p.detach().cpu().float()
+            weights["transformer." + key] = (p.t() if key.endswith(CONV1D) else p).contiguous()
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(c, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_config(path: Path) -> GPTConfig:
+    """The GPTConfig of a Hugging Face `config.json`. Raises ModelFileError for what is not a plain GPT-2."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} is missing; a model folder holds config.json and model.safetensors") from None
+    except (ValueError, RecursionError, OSError) as e:
+        raise ModelFileError(f"{path} can't be read as JSON: {e}") from None
+    if not isinstance(raw, dict):
+        raise ModelFileError(f"{path}: a JSON object is expected")
+    for key, wanted in {"model_type": "gpt2", "activation_function": "gelu_new", "n_inner": None}.items():
+        if raw.get(key, wanted) != wanted:
+            raise ModelFileError(f"{path}: {key} = {raw[key]!r}, but GPT-2 has {wanted!r}")
+    for key in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"):
+        if raw.get(key):
+            raise ModelFileError(f"{path}: {key} is not a part of GPT-2")
+    shape = {}
+    for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        value = raw.get(key)
+        if type(value) is not int or not 0 < value < 2**24:
+            raise ModelFileError(f"{path}: {key} must be a positive number, not {value!r}")
+        shape[key] = value
+    if shape["n_embd"] % shape["n_head"]:
+        raise ModelFileError(f"{path}: n_embd = {shape['n_embd']} can't be split over n_head = {shape['n_head']} heads")
+    for key, name in (("dropout", "resid_pdrop"), ("layer_norm_epsilon", "layer_norm_epsilon")):
+        value = raw.get(name, getattr(GPTConfig, key))
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise ModelFileError(f"{path}: {name} must be a number from 0 to 1, not {value!r}")
+        shape[key] = value
+    return GPTConfig(**shape)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, without the `transformer.` prefix and the causal-mask buffers."""
+    try:
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} is missing; a model folder holds config.json and model.safetensors") from None
+    except (SafetensorError, OSError) as e:
+        raise ModelFileError(f"{path} is not a whole safetensors file: {e}") from None
+    weights = {key.removeprefix("transformer."): p for key, p in weights.items()}
+    return {key: p for key, p in weights.items() if not key.endswith((".attn.bias", ".attn.masked_bias"))}
+
+
+def download(name: str, cache_dir: str | Path) -> Path:
+    """The weight file of a pretrained model, downloaded into the cache folder if it is not there yet."""
+    url, sha256 = PRETRAINED[name]
+    path = Path(cache_dir).expanduser() / "models" / name / "model.safetensors"
+    if not path.exists():
+        print(f"downloading {url} to {path}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)  # a temporary name until it is checked
+        except (OSError, RuntimeError) as e:
+            hint = f"put the file there yourself, or run offline with --model FOLDER (or --model nano): {path}"
+            raise ModelFileError(f"can't download {url} ({e}); {hint}") from None
+        if sha256 is None:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            print(f"no checksum is published for {name}; this file's SHA-256 is {digest}")
+    return path
+
+
+# ---------------------------------------------------------------------- generation
+
+
+def top_k_filter(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Logits (..., V) with all below the k-th largest of their row at -inf; ties with it stay; k <= 0 keeps all."""
+    if k <= 0:
+        return logits
+    kth = logits.topk(min(k, logits.size(-1)), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < kth, -math.inf)
+
+
+def next_token(logits, u, top_k, temperature):
+    """One token a row (B,) from logits (B, V): the likeliest, or the inverse of the CDF at u (B,) in [0, 1)."""
+    if top_k is None:
+        return logits.argmax(dim=-1)
+    kept = (top_k_filter(logits, top_k) > -math.inf).sum(dim=-1).max()  # more than k where there are ties
+    values, ids = logits.topk(int(kept), dim=-1)  # (B, kept): the rest has probability 0
+    cdf = top_k_filter(values.double() / temperature, top_k).softmax(dim=-1).cumsum(dim=-1)
+    j = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).clamp(max=cdf.size(-1) - 1)
+    return ids.gather(1, j)[:, 0]
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.0, generator=None):
+    """Continue every prompt until `stop_id` (kept) or `max_new_tokens` (an int, or one a prompt).
+
+    prompts: lists of token ids, of any lengths; the result is a list of lists of new ids, row i for prompt i.
+    Greedy when top_k is None. Otherwise each row samples with random numbers of its own, seeded one a prompt from
+    `generator` (a CPU generator), so a row does not depend on its batch mates. Raises ValueError for an empty prompt
+    or one that does not fit into the context together with its new tokens."""
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        if not prompt or len(prompt) + limit - 1 > model.config.n_positions:
+            wanted = f"1 token or more, and at most {model.config.n_positions} with the new ones"
+            raise ValueError(f"prompt {i} has {len(prompt)} tokens and {limit} to come: needs {wanted}")
+    seeds = torch.randint(2**62, (len(prompts),), generator=generator).tolist() if top_k is not None else None
+    columns = [len(prompt) + limit for prompt, limit in zip(prompts, limits)]
+    todo = sorted((i for i in range(len(prompts)) if limits[i] > 0), key=lambda i: (columns[i], i))
+    budget = CACHE_BYTES // (8 * model.config.n_layer * model.config.n_embd)  # cache columns of 4-byte numbers
+    was_training = model.training
+    model.eval()
+    out = [[] for _ in prompts]
+    while todo:  # the longest first; as many rows as keep rows x columns within the budget
+        n = max(1, min(MAX_ROWS, budget // columns[todo[-1]]))
+        todo, chunk = todo[:-n], todo[-n:]
+        u = None
+        if top_k is not None:  # (B, steps): the random numbers of a row are a function of its seed alone
+            streams = [torch.Generator().manual_seed(seeds[i]) for i in chunk]
+            u = [torch.rand(limits[i], generator=g, dtype=torch.double) for i, g in zip(chunk, streams)]
+            u = nn.utils.rnn.pad_sequence(u, batch_first=True).to(model.device)
+        pick = partial(next_token, top_k=top_k, temperature=temperature)
+        for i, new in zip(
+            chunk, decode(model, [prompts[i] for i in chunk], [limits[i] for i in chunk], stop_id, pick, u)
+        ):
+            out[i] = new
+    model.train(was_training)
+    return out
+
+
+def decode(model, prompts, limits, stop_id, pick, u=None):
+    """The new tokens of one chunk of prompts: all prompts in one forward pass, then a token a row at a time."""
+    lengths = [len(p) for p in prompts]
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(model.device)  # (B, T)
+    cache = KVCache(model, len(prompts), max(map(sum, zip(lengths, limits))))
+    last = torch.tensor(lengths, device=model.device) - 1
+    hidden = model.hidden(ids, cache)[torch.arange(len(ids), device=model.device), last]  # (B, C)
+    cache.length += last + 1
+    out = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # the prompts still in the cache, in cache order
+    for t in range(max(limits)):
+        token = pick(model.head(hidden), None if u is None else u[rows, t])  # (b,)
+        going = []
+        for j, (row, new) in enumerate(zip(rows, token.tolist())):
+            if len(out[row]) < limits[row] and out[row][-1:] != [stop_id]:
+                out[row].append(new)
+                if new != stop_id and len(out[row]) < limits[row]:
+                    going.append(j)
+        if not going:
+            break
+        used = max(lengths[rows[j]] for j in going) + t + 1  # cache columns in use once this token is in
+        if len(going) <= 0.75 * len(rows):  # drop finished rows, but copy the cache seldom
+            keep = torch.tensor(going, device=model.device)
+            cache.keep(keep, used - 1)
+            token, rows, going = token[keep], [rows[j] for j in going], list(range(len(going)))
+        hidden = model.hidden(token[:, None], cache, used)[:, 0]
+        cache.length[going] += 1
+    return out
