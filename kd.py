@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORE = -1
+CHUNK = 64  # tokens whose logits exist at once: few enough for the processor's cache
 
 
 def exact(logits):
@@ -62,22 +63,80 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
     return weights
 
 
-def rows_loss(student, teacher, rows, weights, temperature):
-    """The share of one group of rows in the loss of its batch: (QA, LM), two scalars.
+class FusedLoss(torch.autograd.Function):
+    """Σ_i w_i ℓ_i over N supervised tokens: projection, loss and gradient in one, CHUNK tokens at a time.
+
+    Both gradients are known in closed form, so they are taken while a chunk's logits z are at hand, and no (N, V)
+    tensor is ever kept (p at temperature 1 for NLL, at T for Word-KD):
+
+        NLL      ℓ = −log p_S[target]                    ∂ℓ/∂z = p_S − onehot(target)
+        Word-KD  ℓ = T² Σ p_T (log p_T − log p_S)        ∂ℓ/∂z = T (p_S − p_T)
+
+    `nll` and `word_kd` above say the same in plain words; a test holds them equal. All work is done in place on
+    buffers of (CHUNK, V): fresh memory for each step would cost more time than the arithmetic."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, token_weights, targets, teacher, temperature, loss_scale):
+        kind, (N, V) = hidden.device.type, (len(hidden), len(weight))
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        h, W = hidden.to(dtype), weight.to(dtype)  # (N, C), (V, C), cast once
+        grad_h, grad_W = torch.empty_like(h), torch.zeros_like(W)
+        losses = token_weights.new_empty(N, dtype=torch.promote_types(dtype, torch.float32))
+        z, p, zt, q = (losses.new_empty(min(N, CHUNK), V) if i < 2 or teacher else None for i in range(4))
+        half = h.new_empty(min(N, CHUNK), V)  # what the matrix products read and write
+        with torch.autocast(kind, enabled=False):
+            for i in range(0, N, CHUNK):
+                part, n = slice(i, i + CHUNK), len(h[i : i + CHUNK])
+                T = temperature if teacher else 1.0
+                log_z = project(h[part], W, T, half[:n], z[:n], p[:n])
+                if teacher:
+                    log_zt = project(teacher[0][part], teacher[1], T, half[:n], zt[:n], q[:n])
+                    losses[part] = T * T * (zt[:n].sub_(z[:n]).mul_(q[:n]).sum(dim=-1) + log_z - log_zt)
+                    dz = p[:n].sub_(q[:n])
+                else:
+                    target = targets[part, None]
+                    losses[part] = log_z - z[:n].gather(1, target)[:, 0]
+                    dz = p[:n].scatter_add_(1, target, -torch.ones_like(target, dtype=p.dtype))
+                half[:n].copy_(dz.mul_(token_weights[part, None] * (T * loss_scale)))
+                torch.mm(half[:n], W, out=grad_h[part])
+                grad_W.addmm_(half[:n].t(), h[part])
+        ctx.save_for_backward(grad_h, grad_W)
+        ctx.loss_scale, ctx.dtypes = loss_scale, (hidden.dtype, weight.dtype)
+        losses *= token_weights
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        grads = (g if grad == ctx.loss_scale else g * (grad / ctx.loss_scale) for g in ctx.saved_tensors)
+        return *(g.to(dtype) for g, dtype in zip(grads, ctx.dtypes)), None, None, None, None, None
+
+
+def project(h, W, temperature, half, z, p):
+    """Logits z (n, V) = h Wᵀ / T less their largest, p = softmax(z), both in place; returns log Σ exp z (n,)."""
+    torch.mm(h, W.t(), out=half)
+    z.copy_(half).div_(temperature)
+    z.sub_(z.amax(dim=-1, keepdim=True))
+    torch.softmax(z, dim=-1, out=p)
+    return -p.amax(dim=-1).log()  # the largest z is 0, so the largest p is exp(0) / Σ exp z
+
+
+def rows_loss(student, teacher, rows, weights, temperature, loss_scale=1.0):
+    """The share of one group of rows in the loss of its batch, and what QA and LM rows add to it (for the log).
 
     Hidden states are gathered at the supervised positions before the projection to the vocabulary, so logits exist for
-    the N supervised tokens only, the student's and the teacher's at the same ones."""
+    the N supervised tokens only, the student's and the teacher's at the same ones. loss_scale: a GradScaler's, which
+    half-precision gradients need where they are made."""
     supervised = rows.labels != IGNORE  # (R, T)
-    logits = student.head(student.hidden(rows.ids)[supervised])  # (N, V)
+    hidden = student.hidden(rows.ids)[supervised]  # (N, C)
+    soft = None
     if rows.distil:
         with torch.no_grad():
-            teacher_logits = teacher.head(teacher.hidden(rows.ids)[supervised])
-        loss = word_kd(logits, teacher_logits, temperature)
-    else:
-        loss = nll(logits, rows.labels[supervised])
-    loss = loss * weights[supervised]
+            soft = teacher.hidden(rows.ids)[supervised].to(teacher.wte.weight.dtype), teacher.wte.weight
+    targets, w = rows.labels[supervised], weights[supervised]
+    loss, parts = FusedLoss.apply(hidden, student.wte.weight, w, targets, soft, temperature, loss_scale)
     lm = rows.lm.expand_as(supervised)[supervised]
-    return loss[~lm].sum(), loss[lm].sum()
+    return loss, parts[~lm].sum(), parts[lm].sum()
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def option(default, help, choices=None):
 
 @dataclass
 class Options:
-    """Everything that can be chosen. The defaults are the paper's Table 7 and, where it is silent, the released code."""
+    """Everything that can be chosen. The defaults are the paper's Table 7 and, beyond it, the released code's."""
 
     order: str = option("woz,sql,cnn", f"tasks in order: {', '.join(METRICS)}, or folders with train and test.jsonl")
     method: str = option("lamol", "how tasks are learned", ("finetune", "lamol", "single", "multitask"))
@@ -313,15 +313,15 @@ def learn(lab, model, current, replay, stage, name, phase, epochs, teacher=None,
             for rows, w in zip(batch, weights):
                 with lab.autocast():
                     rows = rows.to(lab.device)
-                    qa, lm_part = kd.rows_loss(model, teacher, rows, w.to(lab.device), o.temperature)
-                scaler.scale(qa + lm_part).backward()
-                loss_qa, loss_lm = loss_qa + qa.detach(), loss_lm + lm_part.detach()
+                    scale = scaler.get_scale()
+                    loss, qa, lm_part = kd.rows_loss(model, teacher, rows, w.to(lab.device), o.temperature, scale)
+                scaler.scale(loss).backward()
+                loss_qa, loss_lm = loss_qa + qa, loss_lm + lm_part
                 tokens += rows.ids.numel()
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(seen, n, epochs, o.lr, o.warmup_ratio)
-            scale = scaler.get_scale()
             scaler.step(optimizer)  # skipped by the scaler where a half-precision gradient overflowed ...
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -432,7 +432,7 @@ def replay_samples(lab, student, previous, n_new, stage, folder):
 
 
 def lifelong(lab):
-    """Algorithm 1. finetune leaves out all but line 5, on QA rows (released code); lamol --kd none leaves out line 1."""
+    """Algorithm 1. finetune keeps line 5 alone, on QA rows (as released); lamol --kd none leaves out line 1."""
     o, student = lab.o, lab.fresh()
     lab.score(student, lab.tasks, 0, 0)
     for m, task in enumerate(lab.tasks, 1):
