@@ -23,6 +23,7 @@ from lab.prepare import DataError, prepare, read_jsonl
 IGNORE = -1  # a position that is not supervised
 SLOTS = 45  # GPT-2's 50,257 tokens + ANS + PAD + 45 task slots = 50,304
 METRICS = {"woz": "joint_goal_em", "sql": "lfem", "cnn": "rouge"}  # the registered tasks, in the order of their slots
+VOCABULARY = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GROUP_TOKENS = 4096  # padded tokens that go through the model at once
 
 
@@ -52,7 +53,7 @@ def task_name(entry: str) -> str:
     if entry in METRICS:
         return entry
     name = Path(entry).resolve().name
-    if not Path(entry).is_dir():
+    if not entry or not Path(entry).is_dir():
         raise ValueError(
             f"unknown task {entry!r}: known are {', '.join(METRICS)}, or a folder with train and test.jsonl"
         )
@@ -93,9 +94,11 @@ class Tokenizer:
         """GPT-2's own vocabulary, which tiktoken downloads once. Raises DataError where it can't."""
         try:
             return cls(tiktoken.get_encoding("gpt2"))
-        except (OSError, ValueError) as e:  # requests' errors are OSErrors; ValueError is a wrong checksum
-            hint = "to work offline, set TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's two GPT-2 files"
-            raise DataError(f"can't get GPT-2's vocabulary ({type(e).__name__}: {e}); {hint}") from None
+        except (OSError, ValueError) as e:  # no network, or a wrong checksum
+            raise DataError(
+                f"can't get GPT-2's vocabulary from {VOCABULARY}{{vocab.bpe,encoder.json}} ({type(e).__name__}); to work "
+                "offline, copy tiktoken's cache from a machine that has it and set TIKTOKEN_CACHE_DIR to that folder"
+            ) from None
 
     def encode(self, text: str) -> list[int]:
         """Stripped, with one leading space, so that parts joined as ids stay apart as words."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from data import Encoded, Task, Tokenizer, encode_parts, encode_task
+from data import Encoded, Tokenizer, encode_parts
 from model import GPT, generate
 
 
@@ -80,13 +80,12 @@ def dream(
     return dreams
 
 
-def real_samples(tasks: list[Task], tokenizer: Tokenizer, per_task: int, max_len: int, seeds) -> list[Dream]:
-    """--real-replay: real training examples of the earlier tasks in place of dreams (LAMOL's upper bound)."""
+def real_samples(rows: dict[str, list[Encoded]], tokenizer: Tokenizer, per_task: int, seeds) -> list[Dream]:
+    """--real-replay: real training rows of each earlier task in place of dreams (LAMOL's upper bound)."""
     samples = []
-    for task in tasks:
-        rows = encode_task(task, tokenizer, max_len)
-        for i in torch.randperm(len(rows), generator=seeds(task.name))[:per_task].tolist():
-            samples.append(Dream(task.name, [*rows[i].lm_ids, tokenizer.eos_id], "", rows[i]))
+    for name, real in rows.items():
+        for i in torch.randperm(len(real), generator=seeds(name))[:per_task].tolist():
+            samples.append(Dream(name, [*real[i].lm_ids, tokenizer.eos_id], "", real[i]))
     return samples
 
 

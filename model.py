@@ -330,9 +330,9 @@ def next_token(logits, u, top_k, temperature):
         return logits.argmax(dim=-1)
     kept = (top_k_filter(logits, top_k) > -math.inf).sum(dim=-1).max()  # more than k where there are ties
     values, ids = logits.topk(int(kept), dim=-1)  # (B, kept): the rest has probability 0
-    cdf = top_k_filter(values.double() / temperature, top_k).softmax(dim=-1).cumsum(dim=-1)
+    cdf = top_k_filter(values.cpu().double() / temperature, top_k).softmax(dim=-1).cumsum(dim=-1)
     j = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).clamp(max=cdf.size(-1) - 1)
-    return ids.gather(1, j)[:, 0]
+    return ids.gather(1, j.to(ids.device))[:, 0]
 
 
 @torch.no_grad()
@@ -345,7 +345,7 @@ def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.
     or one that does not fit into the context together with its new tokens."""
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-        if not prompt or len(prompt) + limit - 1 > model.config.n_positions:
+        if not prompt or len(prompt) + max(limit, 1) - 1 > model.config.n_positions:
             wanted = f"1 token or more, and at most {model.config.n_positions} with the new ones"
             raise ValueError(f"prompt {i} has {len(prompt)} tokens and {limit} to come: needs {wanted}")
     seeds = torch.randint(2**62, (len(prompts),), generator=generator).tolist() if top_k is not None else None
@@ -362,7 +362,7 @@ def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.
         if top_k is not None:  # (B, steps): the random numbers of a row are a function of its seed alone
             streams = [torch.Generator().manual_seed(seeds[i]) for i in chunk]
             u = [torch.rand(limits[i], generator=g, dtype=torch.double) for i, g in zip(chunk, streams)]
-            u = nn.utils.rnn.pad_sequence(u, batch_first=True).to(model.device)
+            u = nn.utils.rnn.pad_sequence(u, batch_first=True)
         pick = partial(next_token, top_k=top_k, temperature=temperature)
         for i, new in zip(
             chunk, decode(model, [prompts[i] for i in chunk], [limits[i] for i in chunk], stop_id, pick, u)

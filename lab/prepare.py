@@ -232,7 +232,7 @@ def cnn_csv_rows(path):
 
 
 def cnn_row(article, highlights):
-    highlights = " ".join(" ".join(highlights).split())
+    article, highlights = " ".join(article.split()), " ".join(" ".join(highlights).split())
     return {"context": article, "question": "What is the summary?", "answer": highlights}
 
 

@@ -1,0 +1,145 @@
+"""The options of a run: one dataclass, its command line, and the defaults that depend on other options.
+
+python train.py --help
+"""
+
+import argparse
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+
+from data import METRICS, task_name
+from lab.rundir import RunError, run_name
+from model import DEFAULT_CACHE, PRETRAINED
+
+MODEL_DEFAULTS = {"nano": {"lr": 1e-3, "batch_size": 16}}  # what suits a model; the paper's else
+PAPER_DEFAULTS = {"lr": 6.25e-5, "batch_size": 0}
+
+
+def option(default, help, choices=None):
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class Options:
+    """Everything that can be chosen. The defaults are the paper's Table 7 and, beyond it, the released code's."""
+
+    order: str = option("woz,sql,cnn", f"tasks in order: {', '.join(METRICS)}, or folders with train and test.jsonl")
+    method: str = option("lamol", "how tasks are learned", ("finetune", "lamol", "single", "multitask"))
+    kd: str = option("", "distillation; default word with lamol, else none", ("none", "word", "seq", "seqsoft"))
+    model: str = option("gpt2", f"{', '.join(PRETRAINED)}, nano (random weights), or a folder in Hugging Face's layout")
+    gamma: float = option(0.2, "γ: pseudo-samples, as a share of the new task's examples")
+    seed: int = option(0, "of everything random")
+    epochs: int = option(9, "for each task; with multitask for all (9: multi_same, 27: multi_long)")
+    lr: float = option(0.0, "learning rate; 0 is the model's own: 6.25e-5, nano 1e-3")
+    batch_size: int = option(0, "examples an update; 0 is the model's own: max(n // 1500, 4), nano 16")
+    max_len: int = option(0, "tokens of a row; 0 is 1024, or the model's context if that is shorter")
+    limit: int = option(0, "first N examples of each split; 0 is all")
+    qa_only: bool = option(False, "no LM rows (the QA rows of Table 3; single and multitask only)")
+    real_replay: bool = option(False, "replay real samples of earlier tasks in place of pseudo-data (an upper bound)")
+    replay_loss: str = option(
+        "released", "how replay is weighted: see kd.token_weights", ("released", "joint", "added")
+    )
+    updates: str = option("shuffled", "current and replay samples: mixed, or by turns", ("shuffled", "alternate"))
+    temperature: float = option(2.0, "T of the distillation")
+    top_k: int = option(20, "k of top-k sampling, for pseudo-data")
+    lm_lambda: float = option(0.25, "λ: the LM loss against the QA loss")
+    ans_weight: float = option(5.0, "weight of the ANS token as a target")
+    weight_decay: float = option(0.01, "AdamW's; not for biases and layer norms")
+    adam_epsilon: float = option(1e-4, "AdamW's")
+    warmup_ratio: float = option(0.005, "of one epoch's samples")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    eval_every_epoch: bool = option(False, "score after every epoch, not only after every stage (the curves)")
+    micro_batch: int = option(0, "examples that go through the model at once; 0 is all that fit in one group")
+    device: str = option("auto", "auto (CUDA, then CPU), cpu, cuda, mps")
+    dtype: str = option("auto", "computation", ("auto", "float32", "bfloat16", "float16"))
+    data_dir: str = option("~/.cache/l2kd/raw", "raw files, as the public releases name them; downloaded if missing")
+    cache_dir: str = option(DEFAULT_CACHE, "prepared data and downloaded weights")
+    runs_dir: str = option("runs", "where the run's directory is made")
+    teachers: str = option("", "where teachers are kept and found again; default <runs-dir>/teachers")
+    keep_models: bool = option(False, "keep the student of every stage, not only the last")
+    log_every: int = option(50, "updates between two lines of log.jsonl")
+
+
+# Options that don't change the result (or only its rounding) are not in the run's name ...
+UNNAMED = {
+    "device",
+    "dtype",
+    "micro_batch",
+    "data_dir",
+    "cache_dir",
+    "runs_dir",
+    "teachers",
+    "keep_models",
+    "log_every",
+}
+# ... and these change a teacher, besides its task, slot, data, epochs, row length and pretrained weights.
+TEACHER_KEY = ("seed", "lr", "batch_size", "qa_only", "lm_lambda", "ans_weight", "weight_decay", "adam_epsilon")
+TEACHER_KEY += ("warmup_ratio", "max_grad_norm")
+POSITIVE = {"epochs", "temperature", "top_k", "log_every", "max_grad_norm"}
+
+
+def resolve(o: Options) -> Options:
+    """Fill in the defaults that depend on other options. Raises ValueError for options that contradict each other."""
+    names = [task_name(entry) for entry in o.order.split(",")]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"--order {o.order}: task {twice!r} stands there twice")
+    if o.kd not in ("", "none") and not (o.method == "lamol" or (o.method, o.kd) == ("multitask", "seq")):
+        raise ValueError(f"--kd {o.kd} can't be used with --method {o.method} (lamol takes all, multitask takes seq)")
+    if o.qa_only and o.method not in ("single", "multitask"):
+        raise ValueError(f"--qa-only can't be used with --method {o.method} (single and multitask only)")
+    if o.model not in (*PRETRAINED, "nano") and not Path(o.model).is_dir():
+        raise ValueError(f"--model {o.model}: neither {', '.join(PRETRAINED)}, nano nor a folder")
+    for name, value in asdict(o).items():
+        if isinstance(value, int | float) and not (0 <= value < math.inf and (value or name not in POSITIVE)):
+            least = "above" if name in POSITIVE else "of at least"
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be a number {least} 0")
+    own = {key: getattr(o, key) or value for key, value in (PAPER_DEFAULTS | MODEL_DEFAULTS.get(o.model, {})).items()}
+    kd = o.kd or ("word" if o.method == "lamol" else "none")
+    return replace(o, kd=kd, teachers=o.teachers or str(Path(o.runs_dir) / "teachers"), **own)
+
+
+def name_of(o: Options, tasks: list[str]) -> str:
+    """The name of the run's directory."""
+    defaults = asdict(resolve(Options(order=o.order, method=o.method, kd=o.kd, model=o.model))) | {
+        "model": Options.model
+    }
+    for key in UNNAMED | {"order", "method", "kd", "gamma", "seed"}:
+        del defaults[key]
+    return run_name(tasks, asdict(o), defaults)
+
+
+def parse(argv=None) -> Options:
+    """The command line -> resolved options; exits with 2 and one line where it can't be understood."""
+    parser = argparse.ArgumentParser(
+        description="L2KD: lifelong language knowledge distillation (Algorithm 1 and its baselines)",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    for f in fields(Options):
+        flag, keywords = f"--{f.name.replace('_', '-')}", {"default": f.default, "help": f.metadata["help"]}
+        if f.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **keywords)
+        else:
+            parser.add_argument(flag, type=f.type, choices=f.metadata["choices"], **keywords)
+    try:
+        return resolve(Options(**vars(parser.parse_args(argv))))
+    except ValueError as e:
+        parser.error(str(e))
+
+
+def choose_device(o: Options) -> tuple[torch.device, torch.dtype, str]:
+    """--device and --dtype -> (device, dtype, why). Raises RunError for a device that is not there."""
+    kind = o.device if o.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    why = "as asked" if o.device != "auto" else "the GPU that was found" if kind == "cuda" else "no CUDA device found"
+    try:
+        device = torch.device(kind)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise RunError(f"--device {o.device}: can't be used here ({str(e).splitlines()[0]})") from None
+    if o.dtype != "auto":
+        return device, getattr(torch, o.dtype), why
+    half = torch.bfloat16 if kind == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+    return device, half if kind == "cuda" else torch.float32, why

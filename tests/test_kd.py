@@ -1,0 +1,241 @@
+"""The losses, against the released code's numbers and against themselves. python -m pytest tests/test_kd.py"""
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny
+
+import kd
+from data import IGNORE, Rows, encode_parts, make_batch
+
+
+def double(x):
+    return torch.tensor(x, dtype=torch.double)
+
+
+# ---------------------------------------------------------------------- the released code's numbers
+
+
+def padded_kd(student, teacher, T):
+    """Released: a teacher that knows fewer tokens has its last probability repeated, and rows sum to more than 1."""
+    p = (teacher / T).softmax(-1)
+    p = torch.cat([p, p[:, -1:].expand(-1, student.size(1) - p.size(1))], dim=1)
+    return T * T * (p * (p.log() - (student / T).log_softmax(-1))).sum(-1)
+
+
+def released(case, function):
+    """A golden case in our terms -> (QA loss, LM loss, gradients), from the plain losses and our token weights.
+
+    get_distil_losses is `added` with soft targets on current rows; get_losses is `joint` without them."""
+    soft = function == "get_distil_losses"
+    replay = torch.tensor(case["is_extra"], dtype=torch.bool)[:, None]
+    logits = {s: double(case[f"student_{s}"]).requires_grad_() for s in ("qa", "lm")}
+    batch, where = [], []
+    for stream, labels in (("qa", case["Y"]), ("lm", case["gen_Y"])):
+        for distil in (True, False) if soft else (False,):
+            rows = (~replay if distil else replay)[:, 0] if soft else torch.ones(len(replay), dtype=torch.bool)
+            y = torch.tensor(labels)[rows]
+            batch.append(Rows(y, y, torch.full((len(y), 1), stream == "lm"), replay[rows], distil))
+            where.append((stream, rows))
+    ans_weight = case["tokens_weight"][case["ans_id"]]
+    rule = "added" if soft else "joint"
+    weights = kd.token_weights(batch, rule, case["ans_id"], ans_weight, case["lm_lambda"])
+    losses = {"qa": 0.0, "lm": 0.0}
+    for rows, w, (stream, chosen) in zip(batch, weights, where):
+        at = rows.labels != IGNORE
+        z = logits[stream][chosen][at]
+        if rows.distil:
+            same_vocabulary = case["vocab"] == case["teacher_vocab"]  # ours always is; the rest tests the weighting
+            loss = (kd.word_kd if same_vocabulary else padded_kd)(
+                z, double(case[f"teacher_{stream}"])[chosen][at], case["temperature"]
+            )
+        else:
+            loss = kd.nll(z, rows.labels[at])
+        losses[stream] = losses[stream] + (loss * w.double()[at]).sum()
+    sum(losses.values()).backward()
+    return losses, {s: logits[s].grad for s in logits}
+
+
+@pytest.mark.parametrize("function", ["get_distil_losses", "get_losses"])
+def test_losses_and_gradients_of_mixed_batches_equal_the_released_ones(golden, function):
+    compared = 0
+    for case in golden("kd_loss")["cases"]:
+        if case["seq_train_type"] == "finetune":  # QA alone; finetune has no distillation here
+            continue
+        wanted = case["expected"][function]
+        losses, grads = released(case, function)
+        for stream in ("qa", "lm"):
+            if wanted[f"{stream}_loss"] == "nan":  # released: the mean over no position; here that part is 0
+                assert torch.isfinite(losses[stream]), case["name"]
+            else:
+                assert losses[stream].item() == pytest.approx(wanted[f"{stream}_loss"], rel=2e-7), case["name"]
+            summary = wanted[f"grad_student_{stream}"]
+            assert grads[stream].abs().sum().item() == pytest.approx(summary["l1"], rel=2e-7), case["name"]
+            per_sample = grads[stream].abs().sum(dim=(1, 2)).tolist()
+            assert per_sample == pytest.approx(summary["per_sample_l1"], rel=2e-7), case["name"]
+        compared += 1
+    assert compared >= 28
+
+
+def test_finetune_is_the_released_qa_loss(golden, tok):
+    """QA rows only, hard targets: what make_batch(lm=False) leaves of the loss."""
+    compared = 0
+    for case in golden("kd_loss")["cases"]:
+        if case["seq_train_type"] == "finetune":
+            y = torch.tensor(case["Y"])
+            no, at = torch.zeros(len(y), 1, dtype=torch.bool), y != IGNORE
+            (w,) = kd.token_weights([Rows(y, y, no, no, False)], "joint", case["ans_id"])
+            loss = (kd.nll(double(case["student_qa"])[at], y[at]) * w.double()[at]).sum().item()
+            assert loss == pytest.approx(case["expected"]["get_losses"]["qa_loss"], rel=2e-7)
+            compared += 1
+    assert compared == 2
+
+
+# ---------------------------------------------------------------------- laws
+
+
+def test_kd_is_zero_for_identical_logits_and_its_gradient_is_known():
+    z, t = torch.randn(2, 5, 11, dtype=torch.double)
+    assert kd.word_kd(z, z, 2.0).abs().max() < 1e-12
+    z.requires_grad_()
+    kd.word_kd(z, t, 2.0).sum().backward()
+    torch.testing.assert_close(z.grad, 2.0 * ((z / 2).softmax(-1) - (t / 2).softmax(-1)))
+
+
+def test_kd_has_the_gradient_of_the_papers_cross_entropy_at_temperature_1():
+    z, t = torch.randn(2, 5, 11, dtype=torch.double)
+    z.requires_grad_()
+    kd.word_kd(z, t, 1.0).sum().backward()
+    grad, z.grad = z.grad, None
+    (-(t.softmax(-1) * z.log_softmax(-1)).sum()).backward()
+    torch.testing.assert_close(grad, z.grad)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.double, 1e-12), (torch.float, 2e-6)])
+def test_the_fused_loss_equals_the_plain_one(soft, dtype, tolerance):
+    torch.manual_seed(0)
+    N, V, C = 150, 301, 16  # more than two chunks, and a rest
+    h, W = torch.randn(N, C, dtype=dtype, requires_grad=True), torch.randn(V, C, dtype=dtype, requires_grad=True)
+    targets, w = torch.randint(V, (N,)), torch.rand(N, dtype=dtype)
+    teacher = (torch.randn(N, C, dtype=dtype), torch.randn(V, C, dtype=dtype)) if soft else None
+    fused, parts = kd.FusedLoss.apply(h, W, w, targets, teacher, 2.0, 1.0)
+    grads = torch.autograd.grad(fused, (h, W))
+    z = h @ W.t()
+    plain = kd.word_kd(z, teacher[0] @ teacher[1].t(), 2.0) if soft else kd.nll(z, targets)
+    torch.testing.assert_close(parts, (plain * w).detach(), rtol=10 * tolerance, atol=10 * tolerance)
+    torch.testing.assert_close(fused, (plain * w).sum(), rtol=tolerance, atol=0)
+    for a, b in zip(grads, torch.autograd.grad((plain * w).sum(), (h, W))):
+        assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_fused_gradient_is_the_derivative_of_the_fused_loss(soft):
+    torch.manual_seed(0)
+    h, W = (torch.randn(n, 4, dtype=torch.double, requires_grad=True) for n in (5, 9))
+    teacher = (torch.randn(5, 4, dtype=torch.double), torch.randn(9, 4, dtype=torch.double)) if soft else None
+    w, targets = torch.rand(5, dtype=torch.double), torch.randint(9, (5,))
+    assert torch.autograd.gradcheck(lambda h, W: kd.FusedLoss.apply(h, W, w, targets, teacher, 2.0, 1.0)[0], (h, W))
+
+
+def batch_of(tok, replay, distil=True, micro_batch=0, lm=True):
+    g = torch.Generator().manual_seed(1)
+    examples = []
+    for c, q, a in torch.randint(1, 25, (len(replay), 3), generator=g).tolist():
+        ids = [torch.randint(256, (n,), generator=g).tolist() for n in (c, q, a)]
+        examples.append(encode_parts(*ids, tok.first_slot, tok, 90))
+    return make_batch(examples, replay, tok.pad_id, distil, lm, micro_batch)
+
+
+def gradients(model, teacher, batch, tok, rule):
+    model.zero_grad()
+    for rows, w in zip(batch, kd.token_weights(batch, rule, tok.ans_id)):
+        kd.rows_loss(model, teacher, rows, w, 2.0)[0].backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.fixture
+def pair(tok):
+    student, teacher = tiny(tok.n_vocab).eval(), tiny(tok.n_vocab, seed=1).eval().requires_grad_(False)
+    return student, teacher
+
+
+@pytest.mark.parametrize("rule", ["joint", "added"])
+@pytest.mark.parametrize("distil", [True, False])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.double, 1e-12), (torch.float, 1e-5)])
+def test_a_micro_batched_update_has_the_gradients_of_the_whole_one(tok, pair, rule, distil, dtype, tolerance):
+    student, teacher = (model.to(dtype) for model in pair)
+    replay = [False, True, False, False, True, False]
+    whole = gradients(student, teacher, batch_of(tok, replay, distil), tok, rule)
+    for micro_batch in (1, 2):
+        split = gradients(student, teacher, batch_of(tok, replay, distil, micro_batch), tok, rule)
+        for name, grad in whole.items():
+            assert (split[name] - grad).abs().max() <= tolerance * grad.abs().max(), name
+
+
+@pytest.mark.parametrize("rule", ["joint", "added"])
+def test_all_replay_batch_is_finite_and_equals_a_batch_without_a_teacher(tok, pair, rule):
+    student, teacher = pair
+    with_teacher = gradients(student, teacher, batch_of(tok, [True] * 4), tok, rule)
+    without = gradients(student, None, batch_of(tok, [False] * 4, distil=False), tok, rule)
+    for name, grad in with_teacher.items():
+        assert grad.isfinite().all()
+        torch.testing.assert_close(grad, without[name])
+
+
+def test_kd_and_nll_supervise_the_same_positions(tok, pair):
+    """Only the logits at supervised positions have a gradient, for both losses the same ones."""
+    student, teacher = pair
+    touched = {}
+    for distil in (True, False):
+        positions = set()
+        for rows in batch_of(tok, [False] * 4, distil):
+            hidden = student.hidden(rows.ids).detach().requires_grad_()
+            fake = copy.copy(student)
+            fake.hidden = lambda ids, hidden=hidden: hidden
+            kd.rows_loss(fake, teacher, rows, torch.ones(rows.labels.shape), 2.0)[0].backward()
+            moved = hidden.grad.abs().sum(-1) > 0
+            assert torch.equal(moved, rows.labels != IGNORE)
+            positions |= {
+                (tuple(ids), t) for ids, m in zip(rows.ids.tolist(), moved) for t in m.nonzero()[:, 0].tolist()
+            }
+        touched[distil] = positions
+    assert touched[True] == touched[False]
+
+
+def test_added_weighs_replay_by_its_parts_and_joint_by_its_tokens(tok):
+    batch = batch_of(tok, [False, True, False, False], distil=False)
+    total = {}
+    for rule in ("joint", "added"):
+        for rows, w in zip(batch, kd.token_weights(batch, rule, tok.ans_id)):
+            for lm, old, row in zip(rows.lm[:, 0].tolist(), rows.replay[:, 0].tolist(), w):
+                key = rule, lm, old
+                total[key] = total.get(key, 0.0) + row.sum().item()
+    for lm, scale in ((False, 1.0), (True, 0.25)):
+        assert total["joint", lm, True] + total["joint", lm, False] == pytest.approx(scale)
+        assert total["added", lm, True] == pytest.approx(scale) == total["added", lm, False]
+
+
+def test_ans_counts_five_times_as_a_target_of_nll_and_once_of_kd(tok):
+    for distil in (False, True):
+        (w,) = kd.token_weights(batch := batch_of(tok, [False], distil, micro_batch=1), "joint", tok.ans_id)
+        labels, w = batch[0].labels[batch[0].lm[:, 0]], w[batch[0].lm[:, 0]]
+        other = w[(labels != tok.ans_id) & (labels != IGNORE)]
+        assert w[labels == tok.ans_id].item() == pytest.approx((1 if distil else 5) * other[0].item())
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_half_precision_keeps_small_gradients_through_the_loss_scale(soft):
+    """fp16 can't hold 1e-8: without the scale in the forward the gradient would be 0."""
+    torch.manual_seed(0)
+    h, W = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
+    teacher = (torch.randn(4, 8).half(), torch.randn(9, 8).half()) if soft else None
+    w, targets = torch.full((4,), 1e-8), torch.randint(9, (4,))
+    with torch.autocast("cpu", torch.float16):
+        loss, _ = kd.FusedLoss.apply(h, W, w, targets, teacher, 2.0, 2.0**16)
+    (loss * 2.0**16).backward()
+    scaled = W.grad / 2.0**16
+    exact = kd.FusedLoss.apply(h, W, w, targets, teacher and tuple(t.float() for t in teacher), 2.0, 1.0)[0]
+    (wanted,) = torch.autograd.grad(exact, W)
+    assert (scaled - wanted).abs().max() < 0.02 * wanted.abs().max()

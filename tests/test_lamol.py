@@ -1,0 +1,111 @@
+"""Pseudo-data: how many, what is accepted. python -m pytest tests/test_lamol.py"""
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import Example, encode_example
+from lamol import dream, parse_pseudo, pseudo_per_task, real_samples, report, why_rejected
+
+
+def test_numbers_of_pseudo_samples_equal_the_released_ones(golden):
+    for case in golden("gensize")["cases"]:
+        sizes = dict(zip(case["tasks"], case["sizes"]))
+        for wanted in case["expected"]:
+            n, previous = sizes[wanted["new_task"]], wanted["n_previous"]
+            assert [pseudo_per_task(n, case["gamma"], previous)] * previous == wanted["per_previous_task"]
+
+
+def test_the_first_task_and_gamma_0_replay_nothing():
+    assert pseudo_per_task(100, 0.2, 0) == 0 == pseudo_per_task(100, 0.0, 3)
+
+
+def test_parsing_equals_the_released_one_where_the_released_one_makes_sense(golden, gpt2_tok):
+    """Released: anything with one ANS is a sample. Here it must also end in its only EOS, with text before and after
+    ANS and no PAD or task token inside (unk, 50259, is a task slot here)."""
+    eos, ours_rejects = gpt2_tok.eos_id, 0
+    for case in golden("pseudo_parse")["cases"]:
+        if case.get("kind") == "mechanism":
+            continue
+        ids = case["ids"] if case["ids"][-1] == eos else [*case["ids"], eos]  # released: stored without EOS
+        parts = parse_pseudo(ids, gpt2_tok)
+        if not case["accepted"]:
+            assert parts is None, case["name"]
+        elif parts is None:
+            ours_rejects += 1
+            odd = ids[0] < gpt2_tok.first_slot or not case["question_ids"] or not case["answer_ids"]
+            inside = set(ids[1:-1])
+            odd = odd or inside & {eos, gpt2_tok.pad_id} or any(gpt2_tok.is_task(i) for i in inside)
+            assert odd, case["name"]
+        else:
+            assert parts == (case["question_ids"], case["answer_ids"]), case["name"]
+    assert ours_rejects >= 8
+
+
+T, A, P, E = (byte_tokenizer().first_slot, byte_tokenizer().ans_id, byte_tokenizer().pad_id, byte_tokenizer().eos_id)
+
+
+@pytest.mark.parametrize(
+    "ids, reason",
+    [
+        ([T, 1, 2, A, 3, E], ""),
+        ([], "no task token first"),
+        ([1, 2, A, 3, E], "no task token first"),
+        ([T], "never stopped"),
+        ([T, 1, A, 3], "never stopped"),
+        ([T, 1, E, A, 3, E], "EOS inside"),
+        ([T, 1, A, P, 3, E], "PAD or task token inside"),
+        ([T, 1, T + 1, A, 3, E], "PAD or task token inside"),
+        ([T, 1, 2, E], "no ANS"),
+        ([T, E], "no ANS"),
+        ([T, 1, A, 2, A, 3, E], "several ANS"),
+        ([T, A, 3, E], "empty question or answer"),
+        ([T, 1, A, E], "empty question or answer"),
+    ],
+)
+def test_each_reason_to_reject(tok, ids, reason):
+    assert why_rejected(ids, tok) == reason
+    assert (parse_pseudo(ids, tok) is None) == bool(reason)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([1, 2, T, T + 1, A, P, E, 10**6]), max_size=12))
+def test_whatever_is_generated_is_a_sample_or_has_a_reason(ids):
+    tok = byte_tokenizer()
+    parts = parse_pseudo(ids, tok)
+    assert (parts is None) == bool(why_rejected(ids, tok))
+    if parts:
+        assert [ids[0], *parts[0], tok.ans_id, *parts[1], tok.eos_id] == ids and all(parts)
+
+
+def seeds(n):
+    return lambda name: torch.Generator().manual_seed(n + len(name))
+
+
+def test_a_dreamt_real_example_gives_the_rows_of_the_real_one(tok, monkeypatch):
+    example = Example("some context", "a question", "an answer")
+    real = encode_example(example, tok.task_id("woz"), tok, 64)
+    monkeypatch.setattr("lamol.generate", lambda m, prompts, *a, **k: [[*real.lm_ids[1:], tok.eos_id] for _ in prompts])
+    (one,) = dream(None, tok, ["woz"], 1, 64, 20, seeds(0))
+    assert one.encoded == real and one.rejected == ""
+
+
+def test_dreams_are_counted_seeded_and_as_many_as_asked(tok):
+    model = tiny(tok.n_vocab)
+    dreams = dream(model, tok, ["woz", "sql"], 3, 40, 20, seeds(0))
+    assert [d.task for d in dreams] == ["woz"] * 3 + ["sql"] * 3
+    assert all(d.ids[0] == tok.task_id(d.task) and len(d.ids) <= 41 for d in dreams)
+    assert all((d.encoded is None) == bool(d.rejected) for d in dreams)
+    assert [d.ids for d in dream(model, tok, ["woz", "sql"], 3, 40, 20, seeds(0))] == [d.ids for d in dreams]
+    assert [d.ids for d in dream(model, tok, ["sql"], 3, 40, 20, seeds(0))] == [d.ids for d in dreams[3:]]
+    assert "pseudo-data of woz: " in report(dreams) and "of 3" in report(dreams)
+
+
+def test_real_replay_takes_distinct_real_rows_of_each_earlier_task(tok):
+    examples = [Example(f"context {i}", "q", "a") for i in range(9)]
+    rows = [encode_example(e, tok.task_id("woz"), tok, 64) for e in examples]
+    samples = real_samples({"woz": rows}, tok, 4, seeds(0))
+    assert len(samples) == 4 and all(s.encoded in rows for s in samples)
+    assert len({tuple(s.ids) for s in samples}) == 4

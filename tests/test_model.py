@@ -1,0 +1,266 @@
+"""GPT-2: parity with transformers, weights in and out, generation. python -m pytest tests/test_model.py"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+from safetensors.torch import load_file, save_file
+
+import model as model_file
+from model import DEFAULT_CACHE, GPT, PRETRAINED, GPTConfig, KVCache, ModelFileError, generate, next_token, top_k_filter
+
+
+def seeded(n):
+    return torch.Generator().manual_seed(n)
+
+
+def prompts_of(lengths, vocab=257, seed=0):
+    g = seeded(seed)
+    return [torch.randint(vocab, (n,), generator=g).tolist() for n in lengths]
+
+
+def relative(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+# ---------------------------------------------------------------------- parity and files
+
+
+@pytest.fixture(scope="module")
+def gpt2_124m(tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
+    folder = tmp_path_factory.mktemp("gpt2")
+    theirs.save_pretrained(folder)
+    return theirs, GPT.from_pretrained(folder).eval(), transformers
+
+
+def test_logits_of_a_124m_gpt2_equal_transformers(gpt2_124m):
+    theirs, ours, _ = gpt2_124m
+    ids = torch.randint(50257, (2, 33), generator=seeded(0))
+    with torch.no_grad():
+        assert relative(ours(ids), theirs(ids).logits) < 2e-5
+
+
+def test_greedy_text_equals_transformers_for_prompts_of_different_lengths_in_one_batch(gpt2_124m):
+    theirs, ours, _ = gpt2_124m
+    prompts = prompts_of([3, 17, 1, 8], vocab=50257)
+    for prompt, new in zip(prompts, generate(ours, prompts, 8, stop_id=50256)):
+        wanted = theirs.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=50256)
+        assert new == wanted[0, len(prompt) :].tolist()
+
+
+def test_save_pretrained_is_read_by_transformers_and_by_us(gpt2_124m, tmp_path):
+    theirs, ours, transformers = gpt2_124m
+    ours.save_pretrained(tmp_path, tokenizer="gpt2", task_slots={"woz": 50259})
+    again, back = transformers.GPT2LMHeadModel.from_pretrained(tmp_path), GPT.from_pretrained(tmp_path)
+    for key, p in theirs.state_dict().items():
+        assert torch.equal(p, again.state_dict()[key]), key
+    for key, p in ours.state_dict().items():
+        assert torch.equal(p, back.state_dict()[key]), key
+
+
+def test_the_real_gpt2_continues_the_dog_as_known():
+    path = Path(DEFAULT_CACHE).expanduser() / "models" / "gpt2" / "model.safetensors"
+    if not path.exists():
+        pytest.skip(f"needs OpenAI's weights in {path}")
+    wanted = [373, 1043, 287, 257, 2214, 1474, 262, 16246, 286, 2688, 290, 2688, 27262, 13, 198, 198, 464, 3290]
+    assert generate(GPT.from_pretrained("gpt2"), [[464, 3290]], 18, stop_id=50256) == [wanted]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny(n_layer=1).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def change(folder, edit):
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors")
+
+
+def test_weights_load_without_prefix_with_mask_buffers_and_in_half_precision(folder):
+    wanted = GPT.from_pretrained(folder)
+
+    def edit(w):
+        halves = {k.removeprefix("transformer."): v.half() for k, v in w.items()}
+        w.clear()
+        w.update(halves | {"h.0.attn.bias": torch.ones(1, 1, 96, 96), "h.0.attn.masked_bias": torch.tensor(-1e4)})
+
+    change(folder, edit)
+    for key, p in GPT.from_pretrained(folder).state_dict().items():
+        assert p.dtype == torch.float32
+        torch.testing.assert_close(p, wanted.state_dict()[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "edit, says",
+    [
+        (lambda w: w.pop("transformer.ln_f.bias"), "key 'ln_f.bias' is missing"),
+        (lambda w: w.update({"transformer.wpe.weight": torch.zeros(5, 32)}), "'wpe.weight' has shape (5, 32)"),
+        (lambda w: w.update({"lm_head.weight": torch.zeros(257, 32)}), "'lm_head.weight' differs"),
+        (lambda w: w.update({"transformer.h.0.attn.q": torch.zeros(1)}), "unknown key 'h.0.attn.q'"),
+        (lambda w: w.update({"transformer.h.1.ln_1.weight": torch.zeros(32)}), "n_layer = 1"),
+    ],
+)
+def test_a_wrong_weight_file_is_refused_by_the_name_of_its_key(folder, edit, says):
+    change(folder, edit)
+    with pytest.raises(ModelFileError, match=re.escape(says)):
+        GPT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"n_head": 5}, "can't be split"),
+        ({"n_layer": "2"}, "n_layer must be a positive number"),
+        ({"n_layer": 10**7}, "n_layer = 10000000"),
+        ({"activation_function": "relu"}, "activation_function = 'relu'"),
+        ({"model_type": "bert"}, "model_type = 'bert'"),
+        ({"resid_pdrop": 7}, "resid_pdrop"),
+    ],
+)
+def test_a_wrong_config_is_refused_by_the_name_of_its_field(folder, changes, says):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ModelFileError, match=says):
+        GPT.from_pretrained(folder)
+
+
+def test_broken_and_missing_files_are_refused_by_name(folder):
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelFileError, match="not a whole safetensors file"):
+        GPT.from_pretrained(folder)
+    weights.unlink()
+    with pytest.raises(ModelFileError, match=r"model\.safetensors is missing"):
+        GPT.from_pretrained(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelFileError, match="can't be read as JSON"):
+        GPT.from_pretrained(folder)
+
+
+def test_a_failed_download_names_address_and_place_and_leaves_nothing(tmp_path, monkeypatch):
+    def no_network(url, path, hash_prefix=None):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(ModelFileError) as e:
+        GPT.from_pretrained("gpt2", tmp_path)
+    assert PRETRAINED["gpt2"][0] in str(e.value) and str(tmp_path) in str(e.value) and "--model" in str(e.value)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_parameters_carry_gpt2s_names_and_initial_scales():
+    model = GPT(GPTConfig(vocab_size=2000, n_embd=128, n_layer=8, n_head=4))
+    p = dict(model.named_parameters())
+    block = {"ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"}
+    names = {"wte.weight", "wpe.weight"} | {f"ln_f.{kind}" for kind in ("weight", "bias")}
+    assert set(p) == names | {f"h.{i}.{m}.{kind}" for i in range(8) for m in block for kind in ("weight", "bias")}
+    stds = {"wte.weight": 0.02, "wpe.weight": 0.01, "h.0.attn.c_attn.weight": 0.02, "h.0.mlp.c_proj.weight": 0.02 / 4}
+    for key, std in stds.items():
+        assert p[key].std().item() == pytest.approx(std, rel=0.05)
+    assert all(p[k].abs().max() == 0 for k in p if k.endswith("bias"))
+
+
+def test_dropout_works_in_training_only():
+    model, ids = tiny(), torch.arange(20)[None]
+    assert not torch.equal(model.train()(ids), model(ids))
+    assert torch.equal(model.eval()(ids), model(ids))
+
+
+def test_attention_is_causal():
+    model, ids = tiny().eval(), torch.arange(20)[None]
+    other = ids.clone()
+    other[0, 12:] += 100
+    torch.testing.assert_close(model(ids)[:, :12], model(other)[:, :12])
+
+
+def test_grow_vocab_starts_new_rows_at_the_mean_and_keeps_the_old_logits():
+    model, ids = tiny().eval(), torch.arange(20)[None]
+    before = model(ids)
+    model.grow_vocab(3)
+    after = model(ids)
+    assert after.shape[-1] == 260 == model.config.vocab_size
+    torch.testing.assert_close(after[..., :257], before)
+    torch.testing.assert_close(after[..., 257], before.mean(dim=-1), rtol=1e-3, atol=1e-3)
+
+
+# ---------------------------------------------------------------------- generation
+
+
+@pytest.mark.parametrize("top_k", [None, 20])
+def test_generation_does_not_depend_on_batch_mates(top_k, monkeypatch):
+    model, prompts = tiny().double(), prompts_of([5, 1, 30, 7, 7, 12])
+    whole = generate(model, prompts, 20, stop_id=7, top_k=top_k, generator=seeded(3))
+    assert generate(model, prompts[:3], 20, stop_id=7, top_k=top_k, generator=seeded(3)) == whole[:3]
+    monkeypatch.setattr(model_file, "MAX_ROWS", 2)  # other chunks, other mates
+    assert generate(model, prompts, 20, stop_id=7, top_k=top_k, generator=seeded(3)) == whole
+
+
+def test_a_row_equals_plain_decoding_without_a_cache():
+    model, prompts = tiny().double().eval(), prompts_of([5, 1, 30])
+    for prompt, new in zip(prompts, generate(model, prompts, 12, stop_id=-5)):
+        for t, token in enumerate(new):
+            assert model(torch.tensor([prompt + new[:t]]))[0, -1].argmax() == token
+
+
+def test_mates_of_the_same_shape_change_no_bit():
+    model = tiny().eval()
+
+    def logits(mate):
+        ids = torch.tensor([list(range(9)), mate])
+        cache = KVCache(model, 2, 12)
+        model.hidden(ids, cache)
+        cache.length += torch.tensor([9, 6])
+        return model.head(model.hidden(torch.tensor([[3], [4]]), cache, used=10))[0]
+
+    with torch.no_grad():
+        assert torch.equal(logits([1, 2, 3, 4, 5, 6, 0, 0, 0]), logits([9, 8, 7, 6, 5, 4, 200, 200, 200]))
+
+
+def test_the_stop_token_is_kept_and_ends_a_row_and_limits_are_one_a_prompt():
+    model, prompts = tiny().double(), prompts_of([5, 1, 30, 7])
+    free = generate(model, prompts, [9, 0, 4, 12], stop_id=-1)
+    assert [len(row) for row in free] == [9, 0, 4, 12]
+    stop = free[0][3]
+    for row, stopped in zip(free, generate(model, prompts, [9, 0, 4, 12], stop_id=stop)):
+        assert stopped == (row[: row.index(stop) + 1] if stop in row else row)
+
+
+def test_generation_restores_the_mode_it_found():
+    model = tiny().train()
+    generate(model, [[1]], 2, stop_id=0)
+    assert model.training
+    generate(model.eval(), [[1]], 2, stop_id=0)
+    assert not model.training
+
+
+@pytest.mark.parametrize("prompt, limit", [([], 3), (list(range(90)), 8), (list(range(97)), 0)])
+def test_a_prompt_that_does_not_fit_is_an_error(prompt, limit):
+    with pytest.raises(ValueError, match="prompt 1"):
+        generate(tiny(), [[1, 2], prompt], [1, limit], stop_id=0)
+
+
+def test_the_whole_context_can_be_generated():
+    assert len(generate(tiny(), [[1]], 96, stop_id=-1)[0]) == 96
+
+
+def test_sampling_draws_from_the_top_k_softmax_at_its_temperature():
+    logits = torch.tensor([[2.0, 1.0, 0.0, 1.0, -1.0]])
+    u = (torch.arange(20000, dtype=torch.double) + 0.5) / 20000
+    tokens = next_token(logits.expand(20000, -1), u, top_k=2, temperature=0.5)
+    wanted = torch.tensor([4.0, 2.0, -torch.inf, 2.0, -torch.inf]).softmax(-1)  # both ties with the second stay
+    torch.testing.assert_close(torch.bincount(tokens, minlength=5) / 20000, wanted, atol=1e-3, rtol=0)
+
+
+def test_top_k_keeps_what_the_released_filter_keeps(golden):
+    for case in golden("topk")["cases"]:
+        kept = top_k_filter(torch.tensor(case["logits"], dtype=torch.float), case["top_k"]).isfinite()
+        assert kept.int().tolist() == case["kept"], case["name"]

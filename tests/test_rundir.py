@@ -1,0 +1,57 @@
+"""Names, atomic files. python -m pytest tests/test_rundir.py"""
+
+import os
+
+import pytest
+
+from lab.rundir import RunError, new_run, run_name, write_folder, write_text
+
+OPTIONS = {"method": "lamol", "kd": "word", "gamma": 0.2, "seed": 0, "epochs": 9, "model": "gpt2", "lr": 6.25e-5}
+DEFAULTS = {"epochs": 9, "model": "gpt2", "lr": 6.25e-5}
+
+
+def test_a_run_is_named_by_what_changes_its_result():
+    assert run_name(["woz", "sql"], OPTIONS, DEFAULTS) == "woz+sql-lamol-word-g0.2-s0"
+    changed = OPTIONS | {"epochs": 3, "model": "some/folder/my model", "gamma": 0.0, "lr": 1e-3, "log_every": 7}
+    assert run_name(["woz"], changed, DEFAULTS) == "woz-lamol-word-g0-s0-epochs=3-model=my_model-lr=0.001"
+
+
+def test_a_used_or_unwritable_directory_is_refused(tmp_path):
+    path = new_run(tmp_path, "a")
+    assert path.is_dir() and new_run(tmp_path, "a") == path  # empty: not used
+    write_text(path / "config.json", "{}")
+    with pytest.raises(RunError, match="is used already"):
+        new_run(tmp_path, "a")
+    with pytest.raises(RunError, match="--runs-dir"):
+        new_run(path / "config.json", "b")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    write_text(tmp_path / "x", "old")
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError):
+        write_text(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    def fill(files):
+        def write(folder):
+            folder.mkdir()
+            for name in files:
+                if name == "bad":
+                    raise ValueError
+                (folder / name).write_text(name)
+
+        return write
+
+    write_folder(tmp_path / "model", fill(["a", "b"]))
+    with pytest.raises(ValueError):
+        write_folder(tmp_path / "model", fill(["c", "bad"]))
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {"a", "b"}
+    write_folder(tmp_path / "model", fill(["c"]))
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {"c"} and len(list(tmp_path.iterdir())) == 1

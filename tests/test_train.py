@@ -1,0 +1,358 @@
+"""Algorithm 1 and the baselines as whole runs on a tiny model, and the command line.
+
+python -m pytest tests/test_train.py"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer
+from safetensors.torch import load_file, save_file
+
+import data
+import eval as eval_file
+import lamol
+import train
+from lab import rundir
+from lab.options import TEACHER_KEY, UNNAMED, Options, resolve
+
+
+def run(arguments, *more) -> Path:
+    """A run through the command line; the run's directory."""
+    runs = Path(arguments[arguments.index("--runs-dir") + 1])
+    before = set(runs.glob("*"))
+    assert train.main([*arguments, *more]) == 0
+    (new,) = set(runs.glob("*")) - before - {runs / "teachers"}
+    return new
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same(a, b):
+    return all(torch.equal(p, b[key]) for key, p in a.items())
+
+
+# ---------------------------------------------------------------------- the schedule
+
+
+def test_the_learning_rate_is_the_released_one(golden):
+    compared = 0
+    for case in golden("schedule")["cases"]:
+        if case["decay_style"] != "linear":
+            continue
+        for seen, wanted in case["lr_after"]:
+            lr = train.learning_rate(seen, case["n_samples"], case["epochs"], case["start_lr"], case["warmup_ratio"])
+            assert lr == pytest.approx(wanted, rel=1e-12, abs=1e-20)
+            compared += 1
+    assert compared > 50
+
+
+def test_each_update_uses_the_rate_of_the_samples_seen_before_it(golden):
+    for trace in golden("schedule")["step_traces"]:
+        seen = 0
+        for size, wanted in zip(trace["batch_sizes"], trace["lr_used"]):
+            lr = train.learning_rate(seen, trace["n_samples"], trace["epochs"], trace["start_lr"], 0.005)
+            assert lr == pytest.approx(wanted, rel=1e-12, abs=1e-20)
+            seen += size
+
+
+# ---------------------------------------------------------------------- whole runs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "finetune"],
+        ["--kd", "none"],
+        ["--kd", "word"],
+        ["--kd", "seq"],
+        ["--kd", "seqsoft", "--updates", "alternate"],
+        ["--kd", "none", "--real-replay", "--replay-loss", "added", "--eval-every-epoch", "--keep-models"],
+        ["--method", "single", "--qa-only"],
+        ["--method", "multitask", "--kd", "seq"],
+        ["--method", "multitask", "--qa-only", "--eval-every-epoch"],
+    ],
+    ids=" ".join,
+)
+def test_every_method_runs_end_to_end_and_leaves_the_whole_run_directory(lab, options, capsys):
+    folder = run(lab, *options)
+    multitask, single = "multitask" in options, "single" in options
+    stages = ["1-colors+sizes"] if multitask else ["1-colors", "2-sizes"]
+    files = {p.name for p in folder.iterdir()}
+    assert {"config.json", "log.jsonl", "scores.jsonl", "summary.json", "curves.png", "model"} | set(stages) == files
+    config, summary = (json.loads((folder / f).read_text()) for f in ("config.json", "summary.json"))
+    assert config["tasks"] == ["colors", "sizes"] == summary["order"]
+    assert config["answer_budgets"] == {"colors": 6, "sizes": 6}
+    assert 0 <= summary["average"] <= 100 and (summary["forgetting"] is None) == (multitask or single)
+    per_epoch = "--eval-every-epoch" in options
+    found = [(line["stage"], line["epoch"], line["task"]) for line in lines(folder / "scores.jsonl")]
+    if single:
+        assert sorted(found) == [(0, 0, "colors"), (0, 0, "sizes"), (1, 2, "colors"), (2, 2, "sizes")]
+    else:
+        epochs = [(0, 0)] + [(m + 1, e) for m in range(len(stages)) for e in ((1, 2) if per_epoch else (2,))]
+        assert found == [(m, e, task) for m, e in epochs for task in ("colors", "sizes")]
+    for stage in stages:
+        predictions = lines(folder / stage / "predictions.jsonl")
+        tasks = [stage[2:]] if single else ["colors", "sizes"]
+        assert [p["task"] for p in predictions] == [t for t in tasks for _ in range({"colors": 9, "sizes": 8}[t])]
+        assert (folder / stage / "model").exists() == ("--keep-models" in options)
+    if "--kd" in options:
+        assert (folder / "2-sizes" / "pseudo.jsonl").exists() == (not multitask)
+        distils = list(folder.rglob("distil.jsonl"))
+        assert len(distils) == (2 if {"seq", "seqsoft"} & set(options) else 0)
+    capsys.readouterr()
+    assert eval_file.main([str(folder)]) == 0
+    assert "average" in capsys.readouterr().out
+
+
+def test_a_saved_student_scores_the_same_when_it_is_loaded(lab, capsys):
+    folder = run(lab, "--kd", "none", "--epochs", "8")
+    last = {line["task"]: line["score"] for line in lines(folder / "scores.jsonl")}
+    for entry in lab[lab.index("--order") + 1].split(","):
+        capsys.readouterr()
+        assert eval_file.main(["--model", str(folder / "model"), "--task", entry]) == 0
+        assert capsys.readouterr().out.split()[:2] == ["score", f"{last[Path(entry).name]:.2f}"]
+
+
+def test_a_run_is_a_function_of_its_seed(lab):
+    one = run(lab)
+    again = run([*lab[:5], str(Path(lab[5]).parent / "other"), *lab[6:]])
+    other = run(lab, "--seed", "1")
+    assert same(weights(one / "model"), weights(again / "model"))
+    assert (one / "scores.jsonl").read_bytes() == (again / "scores.jsonl").read_bytes()
+    assert not same(weights(one / "model"), weights(other / "model"))
+
+
+def test_learning_works_and_finetuning_forgets(lab):
+    """A model that has learned answers its training examples; QA rows alone leave nothing of the first task."""
+    folder = run(lab, "--method", "finetune", "--epochs", "40", "--batch-size", "3")
+    R = json.loads((folder / "summary.json").read_text())["scores"]
+    assert R["1"]["colors"] >= 60 and R["2"]["sizes"] >= 60 and R["2"]["colors"] < R["1"]["colors"]
+
+
+def test_a_teacher_is_the_single_model_and_is_made_once(lab, monkeypatch, capsys):
+    single = run(lab, "--method", "single", "--keep-models")
+    folders = sorted((Path(lab[5]) / "teachers").iterdir())
+    assert [f.name.split("-")[0] for f in folders] == ["colors", "sizes"]
+    assert {p.name for p in folders[0].iterdir()} == {"config.json", "model", "predictions.jsonl", "scores.jsonl"}
+    assert same(weights(single / "1-colors" / "model"), weights(folders[0] / "model"))
+    learned = []
+    learn = train.learn
+    monkeypatch.setattr(
+        train, "learn", lambda *a, **k: (learned.append(a[6] if len(a) > 6 else "student"), learn(*a, **k))
+    )
+    run(lab, "--kd", "word")
+    run(lab, "--kd", "seq", "--gamma", "0.3")
+    run([lab[0], lab[1].split(",")[0], *lab[2:]], "--kd", "seqsoft")
+    assert learned == ["student"] * 5  # found again by another method, γ and order
+    for change in (["--seed", "1"], ["--limit", "5"], ["--lm-lambda", "0.5"]):
+        learned.clear()
+        run(lab, "--kd", "word", *change)
+        assert learned == ["teacher", "student"] * 2, change  # but not by these
+
+
+def test_an_option_that_does_not_change_a_teacher_is_not_in_its_key():
+    fields = {f.name for f in dataclasses.fields(Options)}
+    assert set(TEACHER_KEY) < fields and UNNAMED < fields
+    for name in ("gamma", "kd", "replay_loss", "updates", "runs_dir", "device", "log_every"):
+        assert name not in TEACHER_KEY
+
+
+@pytest.fixture
+def spied(monkeypatch):
+    """What `learn` was given, run by run."""
+    calls = []
+
+    def learn(
+        run, model, current, replay, stage, name, phase="student", epochs=0, teacher=None, lm=True, after_epoch=None
+    ):
+        calls.append(
+            {"current": current, "replay": replay, "phase": phase, "teacher": teacher, "lm": lm, "rule": run.rule}
+        )
+
+    monkeypatch.setattr(train, "learn", learn)
+    return calls
+
+
+def test_methods_differ_by_what_they_learn_from(lab, spied):
+    def students(*options):
+        spied.clear()
+        run(lab, *options)
+        return [call for call in spied if call["phase"] == "student"]
+
+    first, second = students("--method", "finetune")
+    assert not first["lm"] and not second["lm"] and not second["replay"] and second["teacher"] is None
+    real = second["current"]
+    for options, soft, rule in ((["--kd", "none"], False, "joint"), (["--kd", "word"], True, "added")):
+        first, second = students(*options, "--real-replay")
+        assert first["replay"] == [] and len(second["replay"]) == 4  # ceil(0.5 · 8), real ones of the first task
+        assert second["current"] == real and second["lm"] and second["rule"] == rule
+        assert (first["teacher"] is not None) == soft == (second["teacher"] is not None)
+        if soft:  # frozen
+            assert not second["teacher"].training and not any(p.requires_grad for p in second["teacher"].parameters())
+    for options, soft, rule in ((["--kd", "seq"], False, "joint"), (["--kd", "seqsoft"], True, "added")):
+        first, second = students(*options)
+        assert second["current"] != real and len(second["current"]) == len(real)
+        assert (second["teacher"] is not None) == soft and second["rule"] == rule
+    tok = byte_tokenizer()
+    for r, d in zip(real, second["current"]):  # context and question stay the real ones
+        at = r.qa_ids.index(tok.ans_id)
+        assert r.qa_ids[: at + 1] == d.qa_ids[: at + 1]
+    (both,) = students("--method", "multitask")
+    starts = [row.lm_ids[0] for row in both["current"]]
+    assert starts == [tok.add_task("colors")] * 9 + [tok.add_task("sizes")] * 8  # each its own task's token
+
+
+def test_a_teacher_answer_that_never_stops_gets_no_eos(lab, monkeypatch):
+    monkeypatch.setattr(train, "predict", lambda m, tok, examples, n, budget: [[65] * budget for _ in examples])
+    calls = []
+    monkeypatch.setattr(train, "learn", lambda *a, **k: calls.append(a))  # students by 6 positional arguments
+    folder = run(lab, "--kd", "seq")
+    rows = next(call[2] for call in calls if len(call) == 6)
+    assert all(row.qa_labels[-1] == data.IGNORE == row.lm_labels[-1] and row.qa_labels[-2] == 65 for row in rows)
+    assert not any(line["stopped"] for line in lines(folder / "1-colors" / "distil.jsonl"))
+
+
+def test_pseudo_data_is_counted_by_reason_and_kept_with_what_was_rejected(lab, capsys, monkeypatch):
+    tok = byte_tokenizer()
+    row = [65, tok.ans_id, 66, tok.eos_id]
+
+    def generate(model, prompts, *a, **k):
+        return [row, row, [65], [65, 66, tok.eos_id]] + [row] * (len(prompts) - 4)
+
+    monkeypatch.setattr(lamol, "generate", generate)
+    folder = run(lab, "--kd", "none", "--gamma", "0.7")
+    assert "pseudo-data of colors: 4 accepted, 1 never stopped, 1 no ANS of 6" in capsys.readouterr().out
+    kept = lines(folder / "2-sizes" / "pseudo.jsonl")
+    assert [line["rejected"] for line in kept] == ["", "", "never stopped", "no ANS", "", ""]
+    assert (kept[0]["context_and_question"], kept[0]["answer"]) == ("A", "B")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_and_the_grad_scaler_run_on_a_cpu(lab, dtype):
+    folder = run(lab, "--dtype", dtype)
+    assert json.loads((folder / "config.json").read_text())["resolved_dtype"] == dtype
+    log = lines(folder / "log.jsonl")
+    assert all(0 < line["loss"] < 100 for line in log)
+    assert all(p.isfinite().all() for p in weights(folder / "model").values())
+
+
+def test_the_schedule_stands_still_where_the_scaler_skips_an_update(lab):
+    log = lines(run(lab, "--dtype", "float16", "--kd", "none", "--log-every", "1", "--warmup-ratio", "0") / "log.jsonl")
+    rates = [line["lr"] for line in log if line["task"] == "colors"]
+    assert rates[0] == rates[1]  # the first update overflowed at the initial scale of 2^16
+    assert rates[-1] < rates[0]
+
+
+def test_weight_decay_spares_biases_and_layer_norms(lab):
+    model = train.GPT(train.GPTConfig(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
+    decayed, spared = train.optimizer_of(model, Options()).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert decayed["weight_decay"] == 0.01 and spared["weight_decay"] == 0
+    assert all(names[id(p)].endswith("bias") or "ln_" in names[id(p)] for p in spared["params"])
+    assert not any(names[id(p)].endswith("bias") or "ln_" in names[id(p)] for p in decayed["params"])
+    assert decayed["eps"] == 1e-4 and decayed["lr"] == Options().lr
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def error(capsys, arguments, code):
+    try:
+        found = train.main(arguments)
+    except SystemExit as e:
+        found = e.code
+    said = capsys.readouterr().err.strip().splitlines()
+    assert found == code
+    assert "Traceback" not in "".join(said)
+    return said[-1]
+
+
+def test_defaults_depend_on_the_method_and_the_model():
+    o = resolve(Options())
+    assert (o.method, o.kd, o.lr, o.batch_size, o.epochs, o.gamma, o.top_k) == ("lamol", "word", 6.25e-5, 0, 9, 0.2, 20)
+    for method in ("finetune", "single", "multitask"):
+        assert resolve(Options(method=method)).kd == "none"
+    assert resolve(Options(model="nano")).lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--order", "wozz"], "unknown task 'wozz'"),
+        (["--order", "woz,sql,woz"], "task 'woz' stands there twice"),
+        (["--order", ""], "unknown task ''"),
+        (["--method", "ewc"], "--method: invalid choice"),
+        (["--kd", "soft"], "--kd: invalid choice"),
+        (["--method", "finetune", "--kd", "word"], "--kd word can't be used with --method finetune"),
+        (["--method", "single", "--kd", "seq"], "--kd seq can't be used with --method single"),
+        (["--method", "multitask", "--kd", "word"], "--kd word can't be used with --method multitask"),
+        (["--qa-only"], "--qa-only can't be used with --method lamol"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch"),  # no guessing of abbreviations
+        (["--epochs", "0"], "--epochs 0"),
+        (["--gamma", "-1"], "--gamma -1"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--temperature", "0"], "--temperature 0"),
+        (["--model", "gpt3"], "--model gpt3"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_bad_usage_is_one_line_and_exit_code_2(capsys, options, says):
+    assert says in error(capsys, options, 2)
+
+
+def test_bad_data_is_one_line_and_exit_code_1_and_nothing_is_written(lab, capsys, tmp_path):
+    runs = Path(lab[5])
+    broken = tmp_path / "broken"
+    shutil.copytree(tmp_path / "colors", broken)
+    (broken / "test.jsonl").write_text('{"context": "c", "question": "q"}\n')
+    assert "test.jsonl, line 1: 'answer' is missing" in error(capsys, [*lab, "--order", str(broken)], 1)
+    shutil.copytree(tmp_path / "tiny", tmp_path / "model_without_a_key")
+    kept = {k: v for k, v in load_file(tmp_path / "tiny" / "model.safetensors").items() if "h.1.mlp.c_fc.bias" not in k}
+    save_file(kept, tmp_path / "model_without_a_key" / "model.safetensors")
+    said = error(capsys, [*lab, "--model", str(tmp_path / "model_without_a_key")], 1)
+    assert "key 'h.1.mlp.c_fc.bias' is missing" in said
+    if not torch.cuda.is_available():
+        assert "--device cuda" in error(capsys, [*lab, "--device", "cuda"], 1)
+    (tmp_path / "file").write_text("")
+    assert "--runs-dir" in error(capsys, [*lab, "--runs-dir", str(tmp_path / "file" / "runs")], 1)
+    assert not runs.exists()
+
+
+def test_a_used_directory_is_refused_and_left_as_it_is(lab, capsys):
+    folder = run(lab, "--kd", "none")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert "is used already" in error(capsys, [*lab, "--kd", "none"], 1)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_no_network_names_the_address_the_place_and_the_way_offline(lab, capsys, monkeypatch, tmp_path):
+    def no_network(url, path, hash_prefix=None):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    places = ["--data-dir", str(tmp_path / "raw"), "--cache-dir", str(tmp_path / "cache")]
+    for task in ("woz", "sql", "cnn"):
+        said = error(capsys, [*lab, *places, "--order", task], 1)
+        assert "https://" in said and str(tmp_path / "raw") in said and "offline" in said
+    assert not [p for p in (tmp_path / "raw").rglob("*") if p.is_file()]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(lab, capsys):
+    assert "the loss is nan" in error(capsys, [*lab, "--lr", "1e30", "--max-grad-norm", "1e30", "--kd", "none"], 1)
+
+
+def test_random_streams_are_apart():
+    keys = [(s, m, t, p, e) for s in (0, 1) for m in (0, 1) for t in ("a", "b") for p in ("x", "y") for e in (1, 2)]
+    assert len({rundir.seed_of(*key) for key in keys}) == len(keys)
+    assert rundir.seed_of(0, 1, "woz", "student", 2) == rundir.seed_of(0, 1, "woz", "student", 2) < 2**63
