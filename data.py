@@ -10,6 +10,7 @@ two rows of tokens. One contract carries all losses: labels[t] is the token that
     python data.py     shows one example through all of it
 """
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,8 @@ from lab.prepare import DataError, prepare, read_jsonl
 IGNORE = -1  # a position that is not supervised
 SLOTS = 45  # GPT-2's 50,257 tokens + ANS + PAD + 45 task slots = 50,304
 METRICS = {"woz": "joint_goal_em", "sql": "lfem", "cnn": "rouge"}  # the registered tasks, in the order of their slots
-VOCABULARY = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+VOCABULARY = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # where tiktoken gets it
+VOCABULARY_FILES = ("vocab.bpe", "encoder.json")
 GROUP_TOKENS = 4096  # padded tokens that go through the model at once
 
 
@@ -95,9 +97,10 @@ class Tokenizer:
         try:
             return cls(tiktoken.get_encoding("gpt2"))
         except (OSError, ValueError) as e:  # no network, or a wrong checksum
+            names = {file: hashlib.sha1((VOCABULARY + file).encode()).hexdigest() for file in VOCABULARY_FILES}
             raise DataError(
-                f"can't get GPT-2's vocabulary from {VOCABULARY}{{vocab.bpe,encoder.json}} ({type(e).__name__}); to work "
-                "offline, copy tiktoken's cache from a machine that has it and set TIKTOKEN_CACHE_DIR to that folder"
+                f"can't get GPT-2's vocabulary ({type(e).__name__}); to work offline, set TIKTOKEN_CACHE_DIR to a folder "
+                f"with {' and '.join(f'{VOCABULARY}{file} as {name}' for file, name in names.items())}"
             ) from None
 
     def encode(self, text: str) -> list[int]:
