@@ -97,11 +97,11 @@ class Tokenizer:
         try:
             return cls(tiktoken.get_encoding("gpt2"))
         except (OSError, ValueError) as e:  # no network, or a wrong checksum
-            names = {file: hashlib.sha1((VOCABULARY + file).encode()).hexdigest() for file in VOCABULARY_FILES}
-            raise DataError(
-                f"can't get GPT-2's vocabulary ({type(e).__name__}); to work offline, set TIKTOKEN_CACHE_DIR to a folder "
-                f"with {' and '.join(f'{VOCABULARY}{file} as {name}' for file, name in names.items())}"
-            ) from None
+            files = (
+                f"{VOCABULARY}{f} as {hashlib.sha1((VOCABULARY + f).encode()).hexdigest()}" for f in VOCABULARY_FILES
+            )
+            hint = f"to work offline, set TIKTOKEN_CACHE_DIR to a folder with {' and '.join(files)}"
+            raise DataError(f"can't get GPT-2's vocabulary ({type(e).__name__}); {hint}") from None
 
     def encode(self, text: str) -> list[int]:
         """Stripped, with one leading space, so that parts joined as ids stay apart as words."""

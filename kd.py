@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORE = -1
-CHUNK = 64  # tokens whose logits exist at once: few enough for the processor's cache
+CHUNK = {"cpu": 64, "cuda": 2048}  # tokens whose logits exist at once: few enough for a processor's cache
 
 
 def exact(logits):
@@ -64,7 +64,7 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
 
 
 class FusedLoss(torch.autograd.Function):
-    """Σ_i w_i ℓ_i over N supervised tokens: projection, loss and gradient in one, CHUNK tokens at a time.
+    """Σ_i w_i ℓ_i over N supervised tokens: projection, loss and gradient in one, a chunk of tokens at a time.
 
     Both gradients are known in closed form, so they are taken while a chunk's logits z are at hand, and no (N, V)
     tensor is ever kept (p at temperature 1 for NLL, at T for Word-KD):
@@ -73,20 +73,21 @@ class FusedLoss(torch.autograd.Function):
         Word-KD  ℓ = T² Σ p_T (log p_T − log p_S)        ∂ℓ/∂z = T (p_S − p_T)
 
     `nll` and `word_kd` above say the same in plain words; a test holds them equal. All work is done in place on
-    buffers of (CHUNK, V): fresh memory for each step would cost more time than the arithmetic."""
+    buffers of (chunk, V): fresh memory for each step would cost more time than the arithmetic."""
 
     @staticmethod
     def forward(ctx, hidden, weight, token_weights, targets, teacher, temperature, loss_scale):
         kind, (N, V) = hidden.device.type, (len(hidden), len(weight))
+        chunk = min(N, CHUNK.get(kind, 512))
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         h, W = hidden.to(dtype), weight.to(dtype)  # (N, C), (V, C), cast once
         grad_h, grad_W = torch.empty_like(h), torch.zeros_like(W)
         losses = token_weights.new_empty(N, dtype=torch.promote_types(dtype, torch.float32))
-        z, p, zt, q = (losses.new_empty(min(N, CHUNK), V) if i < 2 or teacher else None for i in range(4))
-        half = h.new_empty(min(N, CHUNK), V)  # what the matrix products read and write
+        z, p, zt, q = (losses.new_empty(chunk, V) if i < 2 or teacher else None for i in range(4))
+        half = h.new_empty(chunk, V)  # what the matrix products read and write
         with torch.autocast(kind, enabled=False):
-            for i in range(0, N, CHUNK):
-                part, n = slice(i, i + CHUNK), len(h[i : i + CHUNK])
+            for i in range(0, N, chunk or 1):
+                part, n = slice(i, i + chunk), len(h[i : i + chunk])
                 T = temperature if teacher else 1.0
                 log_z = project(h[part], W, T, half[:n], z[:n], p[:n])
                 if teacher:

@@ -28,15 +28,15 @@ class Options:
 
     order: str = option("woz,sql,cnn", f"tasks in order: {', '.join(METRICS)}, or folders with train and test.jsonl")
     method: str = option("lamol", "how tasks are learned", ("finetune", "lamol", "single", "multitask"))
-    kd: str = option("", "distillation; default word with lamol, else none", ("none", "word", "seq", "seqsoft"))
+    kd: str = option("", "distillation; by default word with lamol, else none", ("none", "word", "seq", "seqsoft"))
     model: str = option("gpt2", f"{', '.join(PRETRAINED)}, nano (random weights), or a folder in Hugging Face's layout")
     gamma: float = option(0.2, "γ: pseudo-samples, as a share of the new task's examples")
     seed: int = option(0, "of everything random")
     epochs: int = option(9, "for each task; with multitask for all (9: multi_same, 27: multi_long)")
-    lr: float = option(0.0, "learning rate; 0 is the model's own: 6.25e-5, nano 1e-3")
-    batch_size: int = option(0, "examples an update; 0 is the model's own: max(n // 1500, 4), nano 16")
-    max_len: int = option(0, "tokens of a row; 0 is 1024, or the model's context if that is shorter")
-    limit: int = option(0, "first N examples of each split; 0 is all")
+    lr: float = option(0.0, "learning rate; default 0, the model's own: 6.25e-5, nano 1e-3")
+    batch_size: int = option(0, "examples an update; default 0, the model's own: max(n // 1500, 4), nano 16")
+    max_len: int = option(0, "tokens of a row; default 0: 1024, or the model's context if that is shorter")
+    limit: int = option(0, "first N examples of each split; default 0, all")
     qa_only: bool = option(False, "no LM rows (the QA rows of Table 3; single and multitask only)")
     real_replay: bool = option(False, "replay real samples of earlier tasks in place of pseudo-data (an upper bound)")
     replay_loss: str = option(
@@ -52,13 +52,13 @@ class Options:
     warmup_ratio: float = option(0.005, "of one epoch's samples")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     eval_every_epoch: bool = option(False, "score after every epoch, not only after every stage (the curves)")
-    micro_batch: int = option(0, "examples that go through the model at once; 0 is all that fit in one group")
+    micro_batch: int = option(0, "examples that go through the model at once; default 0, as many as fit")
     device: str = option("auto", "auto (CUDA, then CPU), cpu, cuda, mps")
     dtype: str = option("auto", "computation", ("auto", "float32", "bfloat16", "float16"))
     data_dir: str = option("~/.cache/l2kd/raw", "raw files, as the public releases name them; downloaded if missing")
     cache_dir: str = option(DEFAULT_CACHE, "prepared data and downloaded weights")
     runs_dir: str = option("runs", "where the run's directory is made")
-    teachers: str = option("", "where teachers are kept and found again; default <runs-dir>/teachers")
+    teachers: str = option("", "where teachers are kept and found again; by default <runs-dir>/teachers")
     keep_models: bool = option(False, "keep the student of every stage, not only the last")
     log_every: int = option(50, "updates between two lines of log.jsonl")
 
@@ -115,11 +115,12 @@ def parse(argv=None) -> Options:
     """The command line -> resolved options; exits with 2 and one line where it can't be understood."""
     parser = argparse.ArgumentParser(
         description="L2KD: lifelong language knowledge distillation (Algorithm 1 and its baselines)",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     for f in fields(Options):
-        flag, keywords = f"--{f.name.replace('_', '-')}", {"default": f.default, "help": f.metadata["help"]}
+        flag, help = f"--{f.name.replace('_', '-')}", f.metadata["help"]
+        shown = "" if "default" in help else f" (default {f.default})"
+        keywords = {"default": f.default, "help": help + shown}
         if f.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **keywords)
         else:

@@ -174,6 +174,21 @@ def test_a_micro_batched_update_has_the_gradients_of_the_whole_one(tok, pair, ru
             assert (split[name] - grad).abs().max() <= tolerance * grad.abs().max(), name
 
 
+@pytest.mark.parametrize("distil", [True, False])
+def test_logits_at_supervised_positions_only_lose_nothing(tok, pair, distil):
+    """The loss and gradients of a batch equal those of the textbook way: all logits (B, T, V), then a mask."""
+    student, teacher = (model.double() for model in pair)
+    batch = batch_of(tok, [False, True, False], distil)
+    short = gradients(student, teacher, batch, tok, "added")
+    student.zero_grad()
+    for rows, w in zip(batch, kd.token_weights(batch, "added", tok.ans_id)):
+        z, t = student(rows.ids).flatten(0, 1), teacher(rows.ids).flatten(0, 1)  # (B·T, V)
+        loss = kd.word_kd(z, t, 2.0) if rows.distil else kd.nll(z, rows.labels.flatten().clamp(min=0))
+        (loss * w.double().flatten() * (rows.labels.flatten() != IGNORE)).sum().backward()
+    for name, p in student.named_parameters():
+        assert (short[name] - p.grad).abs().max() <= 1e-12 * p.grad.abs().max(), name
+
+
 @pytest.mark.parametrize("rule", ["joint", "added"])
 def test_all_replay_batch_is_finite_and_equals_a_batch_without_a_teacher(tok, pair, rule):
     student, teacher = pair

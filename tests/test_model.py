@@ -105,7 +105,8 @@ def test_weights_load_without_prefix_with_mask_buffers_and_in_half_precision(fol
         (lambda w: w.update({"transformer.wpe.weight": torch.zeros(5, 32)}), "'wpe.weight' has shape (5, 32)"),
         (lambda w: w.update({"lm_head.weight": torch.zeros(257, 32)}), "'lm_head.weight' differs"),
         (lambda w: w.update({"transformer.h.0.attn.q": torch.zeros(1)}), "unknown key 'h.0.attn.q'"),
-        (lambda w: w.update({"transformer.h.1.ln_1.weight": torch.zeros(32)}), "n_layer = 1"),
+        (lambda w: w.pop("transformer.h.0.ln_1.weight"), "key 'h.0.ln_1.weight' is missing"),
+        (lambda w: w.update({"transformer.h.1.ln_1.weight": torch.zeros(32)}), "unknown key 'h.1.ln_1.weight'"),
     ],
 )
 def test_a_wrong_weight_file_is_refused_by_the_name_of_its_key(folder, edit, says):
@@ -120,6 +121,7 @@ def test_a_wrong_weight_file_is_refused_by_the_name_of_its_key(folder, edit, say
         ({"n_head": 5}, "can't be split"),
         ({"n_layer": "2"}, "n_layer must be a positive number"),
         ({"n_layer": 10**7}, "n_layer = 10000000"),
+        ({"n_layer": 2}, r"key 'h\.1\.ln_1\.weight' is missing"),
         ({"activation_function": "relu"}, "activation_function = 'relu'"),
         ({"model_type": "bert"}, "model_type = 'bert'"),
         ({"resid_pdrop": 7}, "resid_pdrop"),
