@@ -303,6 +303,7 @@ def read_run(folder: str) -> tuple[dict, list[dict]]:
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     parser.add_argument("run_dir", nargs="?", help="a finished run: print its table")
     parser.add_argument("--model", help="a model folder that a run has written: score it on --task")
     parser.add_argument("--task", help=f"{', '.join(METRICS)}, or a folder with train.jsonl and test.jsonl")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORE = -1
-CHUNK = {"cpu": 64, "cuda": 2048}  # tokens whose logits exist at once: few enough for a processor's cache
+CHUNK = {"cpu": 64, "cuda": 1024}  # tokens whose logits exist at once: few enough for a processor's cache
 
 
 def exact(logits):
@@ -83,7 +83,7 @@ class FusedLoss(torch.autograd.Function):
         h, W = hidden.to(dtype), weight.to(dtype)  # (N, C), (V, C), cast once
         grad_h, grad_W = torch.empty_like(h), torch.zeros_like(W)
         losses = token_weights.new_empty(N, dtype=torch.promote_types(dtype, torch.float32))
-        z, p, zt, q = (losses.new_empty(chunk, V) if i < 2 or teacher else None for i in range(4))
+        z, p, zt, q = losses.new_empty(4, chunk, V)
         half = h.new_empty(chunk, V)  # what the matrix products read and write
         with torch.autocast(kind, enabled=False):
             for i in range(0, N, chunk or 1):

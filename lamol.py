@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from data import Encoded, Tokenizer, encode_parts
-from model import GPT, generate
+from data import DataError, Encoded, Tokenizer, encode_parts
+from model import GPT, ModelFileError, generate
 
 
 @dataclass
@@ -104,11 +104,17 @@ if __name__ == "__main__":
 
     if len(sys.argv) != 3:
         sys.exit("usage: python lamol.py MODEL_FOLDER TASK   (a `model` folder of a run, a task that it has learned)")
-    gpt, tok, _ = load_model(sys.argv[1])
+    try:
+        gpt, tok, _ = load_model(sys.argv[1])
+        tok.task_id(sys.argv[2])
+    except (ModelFileError, DataError) as e:
+        sys.exit(f"error: {e}")
+    except KeyError:
+        sys.exit(f"error: task {sys.argv[2]!r}: this model knows {', '.join(tok.slots)}")
     stream = torch.Generator().manual_seed(0)
     for one in dream(gpt, tok, [sys.argv[2]], 5, gpt.config.n_positions, 20, lambda name: stream):
         print(f"\nids      {one.ids[:40]}{' ...' if len(one.ids) > 40 else ''}")
         if parts := parse_pseudo(one.ids, tok):
             print(f"accepted {tok.decode(parts[0])!r} -> {tok.decode(parts[1])!r}")
         else:
-            print(f"rejected: {one.rejected}: {tok.decode(one.ids)[:200]!r}")
+            print(f"rejected ({one.rejected}): {tok.decode(one.ids)[:200]!r}")

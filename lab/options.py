@@ -117,6 +117,7 @@ def parse(argv=None) -> Options:
         description="L2KD: lifelong language knowledge distillation (Algorithm 1 and its baselines)",
         allow_abbrev=False,
     )
+    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     for f in fields(Options):
         flag, help = f"--{f.name.replace('_', '-')}", f.metadata["help"]
         shown = "" if "default" in help else f" (default {f.default})"

@@ -397,10 +397,15 @@ def subsample(rows, size, seed=0):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("tasks", nargs="*", default=list(READERS), choices=[[], *READERS], metavar="task")
+    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
+    parser.add_argument(
+        "tasks", nargs="*", default=list(READERS), metavar="task", help=f"default: {', '.join(READERS)}"
+    )
     parser.add_argument("--data-dir", default="~/.cache/l2kd/raw", help="where raw files are, or are downloaded to")
     parser.add_argument("--cache-dir", default="~/.cache/l2kd", help="where the prepared JSONL goes")
     options = parser.parse_args()
+    if unknown := [task for task in options.tasks if task not in READERS]:
+        parser.error(f"unknown task {unknown[0]!r}: known are {', '.join(READERS)}")
     try:
         for task in options.tasks:
             print(task, prepare(task, options.data_dir, options.cache_dir))

@@ -273,8 +273,8 @@ def error(capsys, arguments, code):
         found = e.code
     said = capsys.readouterr().err.strip().splitlines()
     assert found == code
-    assert "Traceback" not in "".join(said)
-    return said[-1]
+    assert len(said) == 1 and said[0].startswith("error: ")
+    return said[0]
 
 
 def test_defaults_depend_on_the_method_and_the_model():
