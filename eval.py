@@ -228,16 +228,19 @@ def summarise(method: str, order: list[str], rows: list[dict]) -> dict:
     T, last = max(R), R[max(R)]
     if method == "single":  # independent models: each task has its own last stage
         last = {task: R[m][task] for m, task in enumerate(order, 1)}
-    summary = {"order": order, "method": method, "scores": R, "average": mean([last[task] for task in order])}
-    lifelong = method not in ("single", "multitask") and T == len(order) > 1
-    j = dict(enumerate(order, 1))
-    backward = [R[T][j[i]] - R[i][j[i]] for i in range(1, T)] if lifelong else []
-    forgotten = [max(R[i][j[k]] for i in range(T)) - R[T][j[k]] for k in range(1, T)] if lifelong else []
-    forward = [R[i - 1][j[i]] - R[0][j[i]] for i in range(2, T + 1)] if lifelong else []
-    return summary | {
-        "backward_transfer": mean(backward),
-        "forward_transfer": mean(forward),
-        "forgetting": mean(forgotten),
+
+    def r(i, j):  # R[i][j], tasks counted from 1
+        return R[i][order[j - 1]]
+
+    earlier = range(1, T) if method in ("finetune", "lamol") else ()  # the other methods have no earlier tasks
+    return {
+        "order": order,
+        "method": method,
+        "scores": R,
+        "average": mean([last[task] for task in order]),
+        "backward_transfer": mean([r(T, j) - r(j, j) for j in earlier]),
+        "forgetting": mean([max(r(i, j) for i in range(T)) - r(T, j) for j in earlier]),
+        "forward_transfer": mean([r(j, j + 1) - r(0, j + 1) for j in earlier]),
     }
 
 
@@ -290,18 +293,23 @@ def draw_curves(order: list[str], epochs: int, rows: list[dict], path: str) -> N
     plt.close(fig)
 
 
-def read_run(folder: str) -> tuple[dict, list[dict]]:
+def read_run(folder: str) -> dict:
     """A run directory -> its summary. Raises DataError where it is none, or not finished."""
     path = Path(folder) / "summary.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        table(summary)
     except OSError:
         raise DataError(f"{path}: not there; {folder!r} is no run directory, or its run has not finished") from None
-    except ValueError as e:
-        raise DataError(f"{path}: not a run's summary ({e})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DataError(f"{path}: not a run's summary ({e!r})") from None
+    return summary
 
 
 def main(argv=None) -> int:
+    from lab.options import choose_device
+    from lab.rundir import RunError
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     parser.add_argument("run_dir", nargs="?", help="a finished run: print its table")
@@ -310,7 +318,7 @@ def main(argv=None) -> int:
     parser.add_argument("--data-dir", default="~/.cache/l2kd/raw", help="raw files (default %(default)s)")
     parser.add_argument("--cache-dir", default="~/.cache/l2kd", help="prepared data (default %(default)s)")
     parser.add_argument("--limit", type=int, default=0, help="first N examples of each split (0: all)")
-    parser.add_argument("--device", default="cpu", help="where to compute (default %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto (CUDA, then CPU), cpu, cuda, mps (default %(default)s)")
     options = parser.parse_args(argv)
     if bool(options.run_dir) == bool(options.model) or bool(options.model) != bool(options.task):
         parser.error("give either a run directory, or --model and --task")
@@ -326,11 +334,12 @@ def main(argv=None) -> int:
         task = load_task(options.task, options.data_dir, options.cache_dir, options.limit)
         max_len = config.get("max_len", model.config.n_positions)
         budget = config.get("answer_budgets", {}).get(task.name) or answer_budget(task, tokenizer, max_len)
-        answers = predict(model.to(options.device), tokenizer, task.test, max_len, budget)
+        device, _, _ = choose_device(options.device)
+        answers = predict(model.to(device), tokenizer, task.test, max_len, budget)
         for name, value in score(task, [tokenizer.decode(ids) for ids in answers]).items():
             print(f"{name:<16} {value:6.2f}")
         return 0
-    except (DataError, ModelFileError, OSError) as e:
+    except (DataError, ModelFileError, RunError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
 

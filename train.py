@@ -51,7 +51,7 @@ class Run:
 
     def __init__(self, o: Options):
         self.o = o
-        self.device, self.dtype, why = choose_device(o)
+        self.device, self.dtype, why = choose_device(o.device, o.dtype)
         self.tokenizer = Tokenizer.gpt2()
         self.tasks = [load_task(entry, o.data_dir, o.cache_dir, o.limit) for entry in o.order.split(",")]
         self.slots = {task.name: self.tokenizer.add_task(task.name) for task in self.tasks}
@@ -77,9 +77,8 @@ class Run:
         size = sum(p.numel() for p in self.pretrained.parameters()) / 1e6
         print(f"model    {o.model}: {size:.1f}M parameters, rows of at most {self.max_len} tokens")
         print(f"device   {self.device}, {config['resolved_dtype']} ({why})")
-        print(
-            f"method   {o.method}, kd {o.kd}, γ {o.gamma:g}, {o.epochs} epochs, seed {o.seed}, replay loss {self.rule}"
-        )
+        how = f"γ {o.gamma:g}, {o.epochs} epochs, seed {o.seed}, replay loss {self.rule}"
+        print(f"method   {o.method}, kd {o.kd}, {how}")
 
     def fresh(self) -> GPT:
         """The pretrained model, which every teacher and every student starts from (Section 3.1)."""

@@ -132,16 +132,16 @@ def parse(argv=None) -> Options:
         parser.error(str(e))
 
 
-def choose_device(o: Options) -> tuple[torch.device, torch.dtype, str]:
+def choose_device(device: str, dtype: str = "auto") -> tuple[torch.device, torch.dtype, str]:
     """--device and --dtype -> (device, dtype, why). Raises RunError for a device that is not there."""
-    kind = o.device if o.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    why = "as asked" if o.device != "auto" else "the GPU that was found" if kind == "cuda" else "no CUDA device found"
+    kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    why = "as asked" if device != "auto" else "the GPU that was found" if kind == "cuda" else "no CUDA device found"
     try:
-        device = torch.device(kind)
-        torch.empty(0, device=device)
+        torch.empty(0, device=kind)
     except (RuntimeError, AssertionError) as e:
-        raise RunError(f"--device {o.device}: can't be used here ({str(e).splitlines()[0]})") from None
-    if o.dtype != "auto":
-        return device, getattr(torch, o.dtype), why
-    half = torch.bfloat16 if kind == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
-    return device, half if kind == "cuda" else torch.float32, why
+        raise RunError(f"--device {device}: can't be used here ({str(e).splitlines()[0]})") from None
+    found = torch.device(kind)
+    if dtype != "auto":
+        return found, getattr(torch, dtype), why
+    half = torch.bfloat16 if found.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+    return found, half if found.type == "cuda" else torch.float32, why

@@ -183,8 +183,10 @@ def test_a_finished_runs_table_is_printed(tmp_path, capsys):
 def test_bad_input_is_one_line(tmp_path, capsys):
     assert eval_file.main([str(tmp_path)]) == 1
     assert "no run directory" in capsys.readouterr().err
-    (tmp_path / "summary.json").write_text("{")
-    assert eval_file.main([str(tmp_path)]) == 1
+    for broken in ("{", "{}", "[]", '{"order": 3}'):
+        (tmp_path / "summary.json").write_text(broken)
+        assert eval_file.main([str(tmp_path)]) == 1
+        assert "not a run's summary" in capsys.readouterr().err
     assert eval_file.main(["--model", str(tmp_path / "none"), "--task", "woz"]) == 1
     for arguments in ([], ["--model", "x"], ["--model", "x", "--task", "wozz"]):
         with pytest.raises(SystemExit) as e:
