@@ -14,6 +14,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tarfile
@@ -73,6 +74,7 @@ SOURCES = {  # task -> its folder in the data directory, and what to download in
 }
 TABLE_1 = {"woz": (2536, 1646), "sql": (6525, 15878), "cnn": (6604, 2250)}  # the paper's sizes: train, test
 SPLITS = ("train", "test")
+PARTS = ("context", "question", "answer")
 
 
 class DataError(ValueError):
@@ -352,22 +354,20 @@ def read_jsonl(path: Path) -> list[dict]:
         raise DataError(f"{path}: {e.strerror}; a task folder holds train.jsonl and test.jsonl") from None
     rows = []
     for n, row in jsonl_rows(path, raw):
-        for part in ("context", "question", "answer"):
-            if not isinstance(row.get(part), str):
+        row = {"id": str(row.get("id", n)), "meta": row.get("meta", {})} | {part: row.get(part) for part in PARTS}
+        for part in PARTS:
+            if not isinstance(row[part], str) or re.search("[\ud800-\udfff]", row[part]):
                 raise DataError(f"{path}, line {n}: {part!r} is missing or no text")
-        if not isinstance(row.get("meta", {}), dict):
+        if not isinstance(row["meta"], dict):
             raise DataError(f"{path}, line {n}: 'meta' must be an object")
-        rows.append(
-            {"id": str(row.get("id", n)), **{k: row[k] for k in ("context", "question", "answer")}}
-            | ({"meta": row["meta"]} if "meta" in row else {})
-        )
+        rows.append(row)
     return rows
 
 
 def write_jsonl(path, rows):
     with open(path, "w", encoding="utf-8", newline="\n") as f:
         for row in rows:
-            f.write(json.dumps(row, ensure_ascii=False) + "\n")
+            f.write(json.dumps(row) + "\n")
         f.flush()
         os.fsync(f.fileno())
 
