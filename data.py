@@ -14,6 +14,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import tiktoken
 import torch
@@ -149,7 +150,7 @@ def encode_parts(c, q, a, task_id, tokenizer, max_len, stopped=True) -> Encoded 
     One cut for both rows: the answer is cut first, where it alone is too long, then the context keeps its first
     tokens. A cut answer, or one that never `stopped`, is not followed by EOS: its last label is IGNORE."""
     room = max_len - len(q) - 2  # besides TASK, q and ANS
-    if room < min(1, len(a)):
+    if room < min(1, len(a)):  # an empty answer needs no room
         return None
     answer, context = a[:room], c[: max(0, room - len(a))]
     end = tokenizer.eos_id if stopped and len(a) <= room else IGNORE
@@ -185,7 +186,9 @@ def answer_budget(task: Task, tokenizer: Tokenizer, max_len: int) -> int:
 
 
 def encode_task(task: Task, tokenizer: Tokenizer, max_len: int) -> list[Encoded]:
-    """The rows of all training examples that fit; cuts and rejections are printed. Raises DataError if none fits."""
+    """The rows of all training examples that fit; what is cut, of test prompts too, or rejected is printed.
+
+    Raises DataError if no example fits."""
     rows = [encode_example(example, tokenizer.task_id(task.name), tokenizer, max_len) for example in task.train]
     kept = [row for row in rows if row is not None]
     counts = {
@@ -196,6 +199,10 @@ def encode_task(task: Task, tokenizer: Tokenizer, max_len: int) -> list[Encoded]
     if any(counts.values()):
         found = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
         print(f"{task.name}: of {len(rows)} training examples, at {max_len} tokens: {found}")
+    budget = answer_budget(task, tokenizer, max_len)
+    lengths = (len(tokenizer.encode(e.context)) + len(tokenizer.encode(e.question)) + 1 for e in task.test)
+    if cut := sum(n + budget > max_len for n in lengths):
+        print(f"{task.name}: {cut} of {len(task.test)} test prompts cut, to leave {budget} tokens for the answer")
     if not kept:
         raise DataError(f"task {task.name}: no training example fits into {max_len} tokens")
     return kept
@@ -226,32 +233,43 @@ def make_batch(examples, replay, pad_id, distil=False, lm=True, micro_batch=0) -
     whole batch. Current rows stand apart from replay rows if they are to be distilled, so that the teacher sees no
     others. `micro_batch` bounds the examples that go through the model at once."""
     rows = []
-    for example, old in zip(examples, replay):
-        rows.append((distil and not old, len(example.qa_ids), example.qa_ids, example.qa_labels, False, old))
+    for example, is_replay in zip(examples, replay):
+        soft = distil and not is_replay
+        rows.append(Row(soft, example.qa_ids, example.qa_labels, False, is_replay))
         if lm:
-            rows.append((distil and not old, len(example.lm_ids), example.lm_ids, example.lm_labels, True, old))
-    rows.sort(key=lambda row: row[:2], reverse=True)
+            rows.append(Row(soft, example.lm_ids, example.lm_labels, True, is_replay))
+    rows.sort(key=lambda row: (row.distil, len(row.ids)), reverse=True)
     most = micro_batch * (1 + lm) or len(rows)
     groups = []
     for row in rows:
         if groups:
-            longest, n = groups[-1][0], len(groups[-1])
-            alike = row[0] == longest[0] and 2 * row[1] >= longest[1]
-            if alike and n < most and (n + 1) * longest[1] <= GROUP_TOKENS:
+            first, n = groups[-1][0], len(groups[-1])  # the longest of its group
+            alike = row.distil == first.distil and 2 * len(row.ids) >= len(first.ids)
+            if alike and n < most and (n + 1) * len(first.ids) <= GROUP_TOKENS:
                 groups[-1].append(row)
                 continue
         groups.append([row])
     return [collate(group, pad_id) for group in groups]
 
 
-def collate(group, pad_id) -> Rows:
+class Row(NamedTuple):
+    """One row of one example, before padding."""
+
+    distil: bool
+    ids: list[int]
+    labels: list[int]
+    lm: bool
+    replay: bool
+
+
+def collate(group: list[Row], pad_id: int) -> Rows:
     """Rows as tensors, padded on the right, where causal attention never looks."""
     return Rows(
-        ids=pad_sequence([torch.tensor(row[2]) for row in group], batch_first=True, padding_value=pad_id),
-        labels=pad_sequence([torch.tensor(row[3]) for row in group], batch_first=True, padding_value=IGNORE),
-        lm=torch.tensor([row[4] for row in group])[:, None],
-        replay=torch.tensor([row[5] for row in group])[:, None],
-        distil=group[0][0],
+        ids=pad_sequence([torch.tensor(row.ids) for row in group], batch_first=True, padding_value=pad_id),
+        labels=pad_sequence([torch.tensor(row.labels) for row in group], batch_first=True, padding_value=IGNORE),
+        lm=torch.tensor([row.lm for row in group])[:, None],
+        replay=torch.tensor([row.replay for row in group])[:, None],
+        distil=group[0].distil,
     )
 
 

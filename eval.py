@@ -13,7 +13,8 @@ import re
 import sys
 from pathlib import Path
 
-from rouge_score import rouge_scorer, tokenize
+from rouge_score import rouge_scorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from data import METRICS, DataError, Task, Tokenizer, answer_budget, encode_prompt, load_task, task_name
 from model import GPT, ModelFileError, generate
@@ -81,6 +82,8 @@ def common_run(name: str, text: str) -> int:
 
 
 def similarity(name: str, text: str) -> float:
+    """How much a text is like a column's name (as released): the common subsequence as a share of the longer one; ties
+    go to the longer common run, then to the shorter string. Raises ZeroDivisionError for two empty ones."""
     longer, shorter = max(len(name), len(text)), min(len(name), len(text))
     return common_subsequence(name, text) / longer + common_run(name, text) / 1e4 - shorter / 1e8
 
@@ -143,13 +146,14 @@ def rouge_scores(predictions, references) -> dict[str, float]:
 
     A reference is a string, or a list of strings that are pooled as the Perl script does: the mean of their F, weighted
     with the n-grams of prediction + reference. Sentences end at every '.'."""
-    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=True)
+    words = DefaultTokenizer(use_stemmer=True)
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeLsum"], tokenizer=words)
 
     def sentences(text):
         return "\n".join(" ".join(sentence.split()) for sentence in text.split("."))
 
     def grams(text):  # how many 1-, 2-grams and words
-        n = len(tokenize.tokenize(text, scorer._tokenizer._stemmer))
+        n = len(words.tokenize(text))
         return {"rouge1": n, "rouge2": max(0, n - 1), "rougeLsum": n}
 
     totals = dict.fromkeys(("rouge1", "rouge2", "rougeLsum"), 0.0)

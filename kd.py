@@ -13,18 +13,18 @@ variants need no loss of their own, only other rows:
 import torch
 import torch.nn.functional as F
 
-IGNORE = -1
+IGNORE = -1  # as in data.py
 CHUNK = {"cpu": 64, "cuda": 1024}  # tokens whose logits exist at once: few enough for a processor's cache
 
 
-def exact(logits):
+def at_least_float32(logits):
     """At least float32: a softmax over 50,000 words in half precision loses the tail."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def nll(logits, targets):
     """Section 2.2, L_NLL: -log P(x_t | x_<t). logits (N, V), targets (N,) -> (N,), in nats."""
-    return F.cross_entropy(exact(logits), targets, reduction="none")
+    return F.cross_entropy(at_least_float32(logits), targets, reduction="none")
 
 
 def word_kd(student_logits, teacher_logits, temperature):
@@ -34,8 +34,8 @@ def word_kd(student_logits, teacher_logits, temperature):
 
     The paper's cross-entropy -Σ p_T log p_S is this KL plus the teacher's entropy, which is constant in the student.
     T^2 keeps the gradient's scale as T grows; it is T (p_S - p_T) with respect to the student's logits."""
-    teacher = F.log_softmax(exact(teacher_logits) / temperature, dim=-1)
-    student = F.log_softmax(exact(student_logits) / temperature, dim=-1)
+    teacher = F.log_softmax(at_least_float32(teacher_logits) / temperature, dim=-1)
+    student = F.log_softmax(at_least_float32(student_logits) / temperature, dim=-1)
     return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
 
 
@@ -54,12 +54,12 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
     for rows in batch:
         w = (rows.labels != IGNORE).float()
         weights.append(w if rows.distil else torch.where(rows.labels == ans_id, ans_weight * w, w))
-    for lm in (False, True):
-        for part in (None,) if rule == "joint" else (False, True):
-            chosen = [(rows.lm == lm) & ((rows.replay == part) if part is not None else True) for rows in batch]
-            total = sum((w * mask).sum() for w, mask in zip(weights, chosen))
-            scale = (lm_lambda if lm else 1.0) / total.clamp(min=1e-9)
-            weights = [torch.where(mask, w * scale, w) for w, mask in zip(weights, chosen)]
+    # rows that are divided by one number share a key: QA 0 (replay apart: 1), LM 2 (replay apart: 3)
+    keys = [2 * rows.lm + (rows.replay if rule == "added" else 0) for rows in batch]  # (R, 1) each
+    for key in range(4):
+        total = sum((w * (k == key)).sum() for w, k in zip(weights, keys))
+        scale = (lm_lambda if key >= 2 else 1.0) / total.clamp(min=1e-9)
+        weights = [torch.where(k == key, w * scale, w) for w, k in zip(weights, keys)]
     return weights
 
 
@@ -83,24 +83,27 @@ class FusedLoss(torch.autograd.Function):
         h, W = hidden.to(dtype), weight.to(dtype)  # (N, C), (V, C), cast once
         grad_h, grad_W = torch.empty_like(h), torch.zeros_like(W)
         losses = token_weights.new_empty(N, dtype=torch.promote_types(dtype, torch.float32))
-        z, p, zt, q = losses.new_empty(4, chunk, V)
-        half = h.new_empty(chunk, V)  # what the matrix products read and write
+        z, p, z_teacher, p_teacher = losses.new_empty(4, chunk, V)
+        buffer = h.new_empty(chunk, V)  # what the matrix products read and write, in the compute dtype
+        T = temperature if teacher else 1.0
         with torch.autocast(kind, enabled=False):
             for i in range(0, N, chunk or 1):
                 part, n = slice(i, i + chunk), len(h[i : i + chunk])
-                T = temperature if teacher else 1.0
-                log_z = project(h[part], W, T, half[:n], z[:n], p[:n])
+                log_Z = project(h[part], W, T, buffer[:n], z[:n], p[:n])
                 if teacher:
-                    log_zt = project(teacher[0][part], teacher[1], T, half[:n], zt[:n], q[:n])
-                    losses[part] = T * T * (zt[:n].sub_(z[:n]).mul_(q[:n]).sum(dim=-1) + log_z - log_zt)
-                    dz = p[:n].sub_(q[:n])
+                    h_teacher, W_teacher = teacher[0][part], teacher[1]
+                    log_Z_teacher = project(h_teacher, W_teacher, T, buffer[:n], z_teacher[:n], p_teacher[:n])
+                    # log p_T − log p_S = (z_T − log Z_T) − (z_S − log Z_S)
+                    gap = z_teacher[:n].sub_(z[:n]).mul_(p_teacher[:n]).sum(dim=-1)
+                    losses[part] = T * T * (gap - log_Z_teacher + log_Z)
+                    dz = p[:n].sub_(p_teacher[:n])
                 else:
                     target = targets[part, None]
-                    losses[part] = log_z - z[:n].gather(1, target)[:, 0]
+                    losses[part] = log_Z - z[:n].gather(1, target)[:, 0]
                     dz = p[:n].scatter_add_(1, target, -torch.ones_like(target, dtype=p.dtype))
-                half[:n].copy_(dz.mul_(token_weights[part, None] * (T * loss_scale)))
-                torch.mm(half[:n], W, out=grad_h[part])
-                grad_W.addmm_(half[:n].t(), h[part])
+                buffer[:n].copy_(dz.mul_(token_weights[part, None] * (T * loss_scale)))
+                torch.mm(buffer[:n], W, out=grad_h[part])
+                grad_W.addmm_(buffer[:n].t(), h[part])
         ctx.save_for_backward(grad_h, grad_W)
         ctx.loss_scale, ctx.dtypes = loss_scale, (hidden.dtype, weight.dtype)
         losses *= token_weights
@@ -109,14 +112,14 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        grads = (g if grad == ctx.loss_scale else g * (grad / ctx.loss_scale) for g in ctx.saved_tensors)
+        grads = (g * (grad / ctx.loss_scale) for g in ctx.saved_tensors)  # they carry the loss scale already
         return *(g.to(dtype) for g, dtype in zip(grads, ctx.dtypes)), None, None, None, None, None
 
 
-def project(h, W, temperature, half, z, p):
+def project(h, W, temperature, buffer, z, p):
     """Logits z (n, V) = h Wᵀ / T less their largest, p = softmax(z), both in place; returns log Σ exp z (n,)."""
-    torch.mm(h, W.t(), out=half)
-    z.copy_(half).div_(temperature)
+    torch.mm(h, W.t(), out=buffer)
+    z.copy_(buffer).div_(temperature)
     z.sub_(z.amax(dim=-1, keepdim=True))
     torch.softmax(z, dim=-1, out=p)
     return -p.amax(dim=-1).log()  # the largest z is 0, so the largest p is exp(0) / Σ exp z
@@ -142,12 +145,19 @@ def rows_loss(student, teacher, rows, weights, temperature, loss_scale=1.0):
 
 if __name__ == "__main__":
     words = ["north", "south", "east", "west"]
-    teacher, student, truth = torch.tensor([[4.0, 2.0, 0.5, 0.0]]), torch.tensor([[1.0, 1.5, 0.0, 0.0]]), 0
+    teacher, student, truth = (
+        torch.tensor([[4.0, 2.0, 0.5, 0.0]]),
+        torch.tensor([[1.0, 1.5, 0.0, 0.0]]),
+        torch.tensor([1]),
+    )
     print("next word  ", *(f"{w:>8}" for w in words))
     for name, logits in (("teacher", teacher), ("student", student)):
         for T in (1, 2):
             print(f"{name} T={T}", *(f"{p:8.3f}" for p in (logits / T).softmax(-1)[0].tolist()))
-    print(f"NLL of {words[truth]!r} (hard target)          {nll(student, torch.tensor([truth])).item():.3f}")
-    print(f"Word-KD, T = 2 (soft target)           {word_kd(student, teacher, 2.0).item():.3f}")
     best = teacher.argmax(-1)
-    print(f"Seq-KD: NLL of the teacher's {words[best.item()]!r}    {nll(student, best).item():.3f}")
+    print(f"LAMOL        NLL of the data's word, {words[truth]!r:<24} {nll(student, truth).item():.3f}")
+    print(f"Seq-KD       NLL of the teacher's word, {words[best]!r:<21} {nll(student, best).item():.3f}")
+    print(
+        f"Word-KD      the teacher's distribution after the data's words    {word_kd(student, teacher, 2.0).item():.3f}"
+    )
+    print("Seq-KD_soft  the same, at the positions of the teacher's own answer")

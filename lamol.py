@@ -3,7 +3,7 @@
 LAMOL (Section 2.1): the model is its own memory. Started with the token of an earlier task, it writes context,
 question, ANS, answer and EOS as it learned them from that task's LM rows; top-k sampling (k = 20), no data kept.
 
-    python lamol.py MODEL_FOLDER woz     what a trained model dreams of a task
+    python lamol.py MODEL_FOLDER woz     what a trained model samples of a task
 """
 
 import math
@@ -18,7 +18,7 @@ from model import GPT, ModelFileError, generate
 
 
 @dataclass
-class Dream:
+class PseudoSample:
     """One generated sequence, TASK first: a replay sample (`encoded`), or the reason why it is none."""
 
     task: str
@@ -60,40 +60,40 @@ def parse_pseudo(ids: list[int], tokenizer: Tokenizer) -> tuple[list[int], list[
     return ids[1:at], ids[at + 1 : -1]
 
 
-def dream(
+def sample_pseudo_data(
     model: GPT, tokenizer: Tokenizer, names: list[str], per_task: int, max_len: int, top_k: int, seeds
-) -> list[Dream]:
+) -> list[PseudoSample]:
     """Algorithm 1, "sample γ·|D_m| pseudo-data from θ_S": `per_task` sequences of each earlier task, accepted or not.
 
     A sequence may be as long as a training row and its EOS. Rejected ones are not replaced (as released).
     seeds: task name -> torch.Generator."""
-    dreams = []
+    samples = []
     for name in names:
         task_id = tokenizer.task_id(name)
         prompts = [[task_id]] * per_task
         for new in generate(model, prompts, max_len, tokenizer.eos_id, top_k=top_k, generator=seeds(name)):
             ids = [task_id, *new]
             parts = parse_pseudo(ids, tokenizer)
-            # context and question can't be told apart in a dream, and need not be: the rows are the same
+            # context and question can't be told apart in a generated sequence, and need not be: the rows are the same
             encoded = encode_parts([], *parts, task_id, tokenizer, max_len) if parts else None
-            dreams.append(Dream(name, ids, why_rejected(ids, tokenizer), encoded))
-    return dreams
-
-
-def real_samples(rows: dict[str, list[Encoded]], tokenizer: Tokenizer, per_task: int, seeds) -> list[Dream]:
-    """--real-replay: real training rows of each earlier task in place of dreams (LAMOL's upper bound)."""
-    samples = []
-    for name, real in rows.items():
-        for i in torch.randperm(len(real), generator=seeds(name))[:per_task].tolist():
-            samples.append(Dream(name, [*real[i].lm_ids, tokenizer.eos_id], "", real[i]))
+            samples.append(PseudoSample(name, ids, why_rejected(ids, tokenizer), encoded))
     return samples
 
 
-def report(dreams: list[Dream]) -> str:
+def real_samples(rows: dict[str, list[Encoded]], tokenizer: Tokenizer, per_task: int, seeds) -> list[PseudoSample]:
+    """--real-replay: real training rows of each earlier task in place of samples (LAMOL's upper bound)."""
+    samples = []
+    for name, real in rows.items():
+        for i in torch.randperm(len(real), generator=seeds(name))[:per_task].tolist():
+            samples.append(PseudoSample(name, [*real[i].lm_ids, tokenizer.eos_id], "", real[i]))
+    return samples
+
+
+def report(samples: list[PseudoSample]) -> str:
     """Accepted and rejected, by task and reason, in one line a task."""
     lines = []
-    for name in dict.fromkeys(d.task for d in dreams):
-        reasons = Counter(d.rejected or "accepted" for d in dreams if d.task == name)
+    for name in dict.fromkeys(d.task for d in samples):
+        reasons = Counter(d.rejected or "accepted" for d in samples if d.task == name)
         parts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
         lines.append(f"pseudo-data of {name}: {parts} of {reasons.total()}")
     return "\n".join(lines)
@@ -112,7 +112,7 @@ if __name__ == "__main__":
     except KeyError:
         sys.exit(f"error: task {sys.argv[2]!r}: this model knows {', '.join(tok.slots)}")
     stream = torch.Generator().manual_seed(0)
-    for one in dream(gpt, tok, [sys.argv[2]], 5, gpt.config.n_positions, 20, lambda name: stream):
+    for one in sample_pseudo_data(gpt, tok, [sys.argv[2]], 5, gpt.config.n_positions, 20, lambda name: stream):
         print(f"\nids      {one.ids[:40]}{' ...' if len(one.ids) > 40 else ''}")
         if parts := parse_pseudo(one.ids, tok):
             print(f"accepted {tok.decode(parts[0])!r} -> {tok.decode(parts[1])!r}")

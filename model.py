@@ -5,7 +5,7 @@ token embedding. Parameters carry OpenAI's names, so weights load by name.
 
 Letters in every file: B rows, T time, C embedding, V vocabulary, H heads, S cache columns, N supervised tokens.
 
-    python -c "from model import GPT; print(GPT.from_pretrained('gpt2').config)"
+    python -c "from model import *; print(GPT(GPTConfig(n_layer=2)))"     the modules of a small one
 """
 
 import hashlib
@@ -326,9 +326,11 @@ def next_token(logits, u, top_k, temperature):
     """One token a row (B,) from logits (B, V): the likeliest, or the inverse of the CDF at u (B,) in [0, 1)."""
     if top_k is None:
         return logits.argmax(dim=-1)
-    kept = (top_k_filter(logits, top_k) > -math.inf).sum(dim=-1).max()  # more than k where there are ties
-    values, ids = logits.topk(int(kept), dim=-1)  # (B, kept): the rest has probability 0
-    cdf = top_k_filter(values.cpu().double() / temperature, top_k).softmax(dim=-1).cumsum(dim=-1)
+    logits = top_k_filter(logits, top_k)
+    kept = int((logits > -math.inf).sum(dim=-1).max())  # more than k where there are ties
+    values, ids = logits.topk(kept, dim=-1)  # (B, kept): the rest has probability 0
+    # in double precision on the CPU, so that one random number means one token wherever the logits come from
+    cdf = (values.cpu().double() / temperature).softmax(dim=-1).cumsum(dim=-1)
     j = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).clamp(max=cdf.size(-1) - 1)
     return ids.gather(1, j.to(ids.device))[:, 0]
 
@@ -349,7 +351,8 @@ def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.
     seeds = torch.randint(2**62, (len(prompts),), generator=generator).tolist() if top_k is not None else None
     columns = [len(prompt) + limit for prompt, limit in zip(prompts, limits)]
     todo = sorted((i for i in range(len(prompts)) if limits[i] > 0), key=lambda i: (columns[i], i))
-    budget = CACHE_BYTES // (8 * model.config.n_layer * model.config.n_embd)  # cache columns of 4-byte numbers
+    column_bytes = 4 * 2 * model.config.n_layer * model.config.n_embd  # 4 bytes a number, keys and values
+    budget = CACHE_BYTES // column_bytes  # columns that all rows of a chunk may have together
     was_training = model.training
     model.eval()
     out = [[] for _ in prompts]

@@ -39,7 +39,7 @@ import lamol
 from data import DataError, Tokenizer, answer_budget, encode_parts, encode_task, load_task, make_batch, plan_epoch
 from eval import draw_curves, predict, score, summarise, table
 from lab import rundir
-from lab.options import TEACHER_KEY, Options, choose_device, name_of, parse
+from lab.options import TEACHER_KEY, Options, choose_device, name_of, parse, without_effect
 from lab.rundir import RunError, seed_of, stream
 from model import GPT, GPTConfig, ModelFileError
 
@@ -79,6 +79,8 @@ class Run:
         print(f"device   {self.device}, {config['resolved_dtype']} ({why})")
         how = f"γ {o.gamma:g}, {o.epochs} epochs, seed {o.seed}, replay loss {self.rule}"
         print(f"method   {o.method}, kd {o.kd}, {how}")
+        for name in without_effect(o):
+            print(f"note     --{name.replace('_', '-')} has no effect with --method {o.method} --kd {o.kd}")
 
     def fresh(self) -> GPT:
         """The pretrained model, which every teacher and every student starts from (Section 3.1)."""
@@ -150,6 +152,11 @@ def learning_rate(samples_seen, n_samples, epochs, lr, warmup_ratio):
     return lr * (n_samples * epochs - (samples_seen - warmup)) / (n_samples * epochs)
 
 
+def batch_size(n: int) -> int:
+    """Examples an update; n counts current and replay samples (as released; there GPU memory bounds it further)."""
+    return max(n // 1500, 4)
+
+
 def optimizer_of(model, o: Options):
     """AdamW, new for each task; no weight decay on biases and layer norms."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
@@ -163,23 +170,23 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
 
     current, replay: lists of Encoded. lm: learn LM rows too. after_epoch(epoch) is called after all but the last."""
     o, samples, n = run.o, current + replay, len(current) + len(replay)
-    epochs, batch_size = epochs or o.epochs, o.batch_size or max(n // 1500, 4)
-    optimizer = optimizer_of(model, o)
+    epochs, optimizer = epochs or o.epochs, optimizer_of(model, o)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
     seen = 0  # samples of this task, which the schedule counts in
     for epoch in range(1, epochs + 1):
         model.train()
         torch.manual_seed(seed_of(o.seed, stage, name, f"{phase} dropout", epoch))
         order = stream(o.seed, stage, name, f"{phase} batches", epoch)
-        plan = plan_epoch(len(current), len(replay), batch_size, o.updates, order)
+        plan = plan_epoch(len(current), len(replay), o.batch_size or batch_size(n), o.updates, order)
         bar = tqdm(plan, f"{phase} {name}, epoch {epoch}/{epochs}", disable=None, leave=False, unit="batch")
         log = TrainingLog(run, name, phase, epoch, bar)
         for step, indices in enumerate(bar, 1):
             # ------------------------------------------------------------ one update (Alg. 1, lines 5 and 9)
-            chosen, old = [samples[i] for i in indices], [i >= len(current) for i in indices]
-            batch = make_batch(chosen, old, run.tokenizer.pad_id, teacher is not None, lm, o.micro_batch)
+            chosen, is_replay = [samples[i] for i in indices], [i >= len(current) for i in indices]
+            batch = make_batch(chosen, is_replay, run.tokenizer.pad_id, teacher is not None, lm, o.micro_batch)
             weights = kd.token_weights(batch, run.rule, run.tokenizer.ans_id, o.ans_weight, o.lm_lambda)
-            scale = scaler.get_scale()
+            lr = learning_rate(seen, n, epochs, o.lr, o.warmup_ratio)
+            scale = scaler.get_scale()  # the fused loss takes its gradients in the forward: they are scaled there
             for rows, w in zip(batch, weights):
                 rows = rows.to(run.device)
                 with run.autocast():
@@ -189,7 +196,7 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
             for group in optimizer.param_groups:
-                group["lr"] = lr = learning_rate(seen, n, epochs, o.lr, o.warmup_ratio)
+                group["lr"] = lr
             scaler.step(optimizer)  # skipped by the scaler where a half-precision gradient overflowed ...
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -225,7 +232,7 @@ class TrainingLog:
             raise RunError(f"the loss is {qa + lm} in {place}, step {step}: a lower --lr may help")
         line = {"step": step, "loss": qa + lm, "loss_qa": qa, "loss_lm": lm, "lr": lr, "tokens_per_s": rate}
         rundir.append_jsonl(self.path, self.where | line)
-        self.said = f"loss {qa + lm:.3f}, {rate} tokens/s"
+        self.said = f"loss {qa + lm:.3f} (last {step - self.step} updates), {rate} tokens/s"
         self.bar.set_postfix_str(self.said)
         self.step, self.losses, self.tokens, self.since = step, [0.0, 0.0], 0, time.perf_counter()
 
@@ -292,18 +299,18 @@ def replay_samples(run, student, previous, n_new, stage, folder):
 
     names = [task.name for task in previous]
     if o.real_replay:
-        dreams = lamol.real_samples({name: run.rows[name] for name in names}, run.tokenizer, count, seeds)
+        pseudo = lamol.real_samples({name: run.rows[name] for name in names}, run.tokenizer, count, seeds)
     else:
         with run.autocast():
-            dreams = lamol.dream(student, run.tokenizer, names, count, run.max_len, o.top_k, seeds)
+            pseudo = lamol.sample_pseudo_data(student, run.tokenizer, names, count, run.max_len, o.top_k, seeds)
     lines = []
-    for d in dreams:
+    for d in pseudo:
         parts = lamol.parse_pseudo(d.ids, run.tokenizer) or (d.ids, [])
         text = {"context_and_question": run.tokenizer.decode(parts[0]), "answer": run.tokenizer.decode(parts[1])}
         lines.append({"task": d.task, "rejected": d.rejected, **text, "ids": d.ids})
     rundir.write_jsonl(folder / "pseudo.jsonl", lines)
-    print(lamol.report(dreams))
-    return [d.encoded for d in dreams if not d.rejected]
+    print(lamol.report(pseudo))
+    return [d.encoded for d in pseudo if not d.rejected]
 
 
 # ---------------------------------------------------------------------- the methods

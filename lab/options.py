@@ -52,7 +52,9 @@ class Options:
     warmup_ratio: float = option(0.005, "of one epoch's samples")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     eval_every_epoch: bool = option(False, "score after every epoch, not only after every stage (the curves)")
-    micro_batch: int = option(0, "examples that go through the model at once; default 0, as many as fit")
+    micro_batch: int = option(
+        0, "examples at once through the model: same loss, other dropout masks; default 0, all that fit"
+    )
     device: str = option("auto", "auto (CUDA, then CPU), cpu, cuda, mps")
     dtype: str = option("auto", "computation", ("auto", "float32", "bfloat16", "float16"))
     data_dir: str = option("~/.cache/l2kd/raw", "raw files, as the public releases name them; downloaded if missing")
@@ -99,6 +101,18 @@ def resolve(o: Options) -> Options:
     own = {key: getattr(o, key) or value for key, value in (PAPER_DEFAULTS | MODEL_DEFAULTS.get(o.model, {})).items()}
     kd = o.kd or ("word" if o.method == "lamol" else "none")
     return replace(o, kd=kd, teachers=o.teachers or str(Path(o.runs_dir) / "teachers"), **own)
+
+
+def without_effect(o: Options) -> list[str]:
+    """Options that were changed although the method has no use for them; they are printed, not refused."""
+    unused = {"temperature"} if o.kd not in ("word", "seqsoft") else set()
+    if o.method != "lamol":
+        unused |= {"gamma", "real_replay", "replay_loss", "updates", "top_k"}
+    if o.method == "single":  # its models are teachers, which are scored when they are done
+        unused |= {"eval_every_epoch"}
+    if o.method == "finetune":
+        unused |= {"lm_lambda", "ans_weight"}
+    return [f.name for f in fields(Options) if f.name in unused and getattr(o, f.name) != f.default]
 
 
 def name_of(o: Options, tasks: list[str]) -> str:

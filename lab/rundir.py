@@ -1,6 +1,6 @@
 """A run directory: its name, atomic files, and the random streams of a run.
 
-runs/woz+sql+cnn-lamol-word-g0.2-s0/     see DESIGN of a run in the README
+runs/woz+sql+cnn-lamol-word-g0.2-s0/     its files are listed under "What is logged" in the README
 """
 
 import hashlib

@@ -20,6 +20,7 @@ from model import GPT, GPTConfig
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCAB_BPE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 
+torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 if "TIKTOKEN_CACHE_DIR" not in os.environ and (SHARED / "tiktoken_cache").is_dir():
     os.environ["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken_cache")
 

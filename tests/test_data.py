@@ -113,6 +113,7 @@ def test_what_is_cut_or_rejected_is_counted(tmp_path, tok, capsys):
     assert len(encode_task(task, tok, 20)) == 3
     assert "of 4 training examples, at 20 tokens: 1 rejected" in (said := capsys.readouterr().out)
     assert "1 answers cut" in said and "2 contexts cut" in said
+    assert "2 of 4 test prompts cut, to leave 5 tokens" in said
     with pytest.raises(DataError, match="no training example fits"):
         encode_task(task, tok, 2)
 
@@ -134,6 +135,7 @@ def test_decoding_is_exact_up_to_outer_blanks(text):
     ids = tok.encode(text)
     assert all(i < tok.eos_id for i in ids)
     assert tok.decode(ids) == text.strip()
+    assert bool(ids) == bool(text.strip())  # blank text has no ids
 
 
 def test_decoding_real_ids_is_exact_and_ids_without_text_are_nothing(golden, gpt2_tok):

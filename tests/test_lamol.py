@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import Example, encode_example
-from lamol import dream, parse_pseudo, pseudo_per_task, real_samples, report, why_rejected
+from lamol import parse_pseudo, pseudo_per_task, real_samples, report, sample_pseudo_data, why_rejected
 
 
 def test_numbers_of_pseudo_samples_equal_the_released_ones(golden):
@@ -84,23 +84,25 @@ def seeds(n):
     return lambda name: torch.Generator().manual_seed(n + len(name))
 
 
-def test_a_dreamt_real_example_gives_the_rows_of_the_real_one(tok, monkeypatch):
+def test_a_generated_real_example_gives_the_rows_of_the_real_one(tok, monkeypatch):
     example = Example("some context", "a question", "an answer")
     real = encode_example(example, tok.task_id("woz"), tok, 64)
     monkeypatch.setattr("lamol.generate", lambda m, prompts, *a, **k: [[*real.lm_ids[1:], tok.eos_id] for _ in prompts])
-    (one,) = dream(None, tok, ["woz"], 1, 64, 20, seeds(0))
+    (one,) = sample_pseudo_data(None, tok, ["woz"], 1, 64, 20, seeds(0))
     assert one.encoded == real and one.rejected == ""
 
 
-def test_dreams_are_counted_seeded_and_as_many_as_asked(tok):
+def test_pseudo_samples_are_counted_seeded_and_as_many_as_asked(tok):
     model = tiny(tok.n_vocab)
-    dreams = dream(model, tok, ["woz", "sql"], 3, 40, 20, seeds(0))
-    assert [d.task for d in dreams] == ["woz"] * 3 + ["sql"] * 3
-    assert all(d.ids[0] == tok.task_id(d.task) and len(d.ids) <= 41 for d in dreams)
-    assert all((d.encoded is None) == bool(d.rejected) for d in dreams)
-    assert [d.ids for d in dream(model, tok, ["woz", "sql"], 3, 40, 20, seeds(0))] == [d.ids for d in dreams]
-    assert [d.ids for d in dream(model, tok, ["sql"], 3, 40, 20, seeds(0))] == [d.ids for d in dreams[3:]]
-    assert "pseudo-data of woz: " in report(dreams) and "of 3" in report(dreams)
+    samples = sample_pseudo_data(model, tok, ["woz", "sql"], 3, 40, 20, seeds(0))
+    assert [d.task for d in samples] == ["woz"] * 3 + ["sql"] * 3
+    assert all(d.ids[0] == tok.task_id(d.task) and len(d.ids) <= 41 for d in samples)
+    assert all((d.encoded is None) == bool(d.rejected) for d in samples)
+    assert [d.ids for d in sample_pseudo_data(model, tok, ["woz", "sql"], 3, 40, 20, seeds(0))] == [
+        d.ids for d in samples
+    ]
+    assert [d.ids for d in sample_pseudo_data(model, tok, ["sql"], 3, 40, 20, seeds(0))] == [d.ids for d in samples[3:]]
+    assert "pseudo-data of woz: " in report(samples) and "of 3" in report(samples)
 
 
 def test_real_replay_takes_distinct_real_rows_of_each_earlier_task(tok):

@@ -212,6 +212,18 @@ def test_methods_differ_by_what_they_learn_from(lab, spied):
     assert starts == [tok.add_task("colors")] * 9 + [tok.add_task("sizes")] * 8  # each its own task's token
 
 
+def test_lamol_without_gamma_replays_nothing_and_keeps_its_lm_rows(lab, spied):
+    folder = run(lab, "--kd", "none", "--gamma", "0")
+    assert [call["replay"] for call in spied] == [[], []] and all(call["lm"] for call in spied)
+    assert not (folder / "2-sizes" / "pseudo.jsonl").exists()
+
+
+def test_the_teachers_of_a_long_multitask_run_learn_for_nine_epochs(lab, spied):
+    """Row (7) of Table 3: 27 epochs of multitask learning from single-task teachers."""
+    run(lab, "--method", "multitask", "--kd", "seq", "--epochs", "27")
+    assert [(call["phase"], call["epochs"]) for call in spied] == [("teacher", 9), ("teacher", 9), ("student", 27)]
+
+
 def test_a_teacher_answer_that_never_stops_gets_no_eos(lab, monkeypatch):
     monkeypatch.setattr(train, "predict", lambda m, tok, examples, n, budget: [[65] * budget for _ in examples])
     calls = []
@@ -253,7 +265,28 @@ def test_the_schedule_stands_still_where_the_scaler_skips_an_update(lab):
     assert rates[-1] < rates[0]
 
 
-def test_weight_decay_spares_biases_and_layer_norms(lab):
+def test_answers_are_decoded_greedily_and_pseudo_data_is_sampled(lab, monkeypatch):
+    asked = {"eval": set(), "lamol": set()}
+    for module in (eval_file, lamol):
+
+        def spy(*arguments, generate=module.generate, name=module.__name__, **keywords):
+            asked[name].add(keywords.get("top_k"))
+            return generate(*arguments, **keywords)
+
+        monkeypatch.setattr(module, "generate", spy)
+    run(lab, "--kd", "seq")
+    assert asked == {"eval": {None}, "lamol": {20}}
+
+
+def test_each_task_has_an_adamw_of_its_own(lab, monkeypatch):
+    made = []
+    make = train.optimizer_of
+    monkeypatch.setattr(train, "optimizer_of", lambda *a: made.append(make(*a)) or made[-1])
+    run(lab, "--kd", "none")
+    assert [type(optimizer) for optimizer in made] == [torch.optim.AdamW] * 2
+
+
+def test_weight_decay_spares_biases_and_layer_norms():
     model = train.GPT(train.GPTConfig(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
     decayed, spared = train.optimizer_of(model, Options()).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
@@ -275,6 +308,25 @@ def error(capsys, arguments, code):
     assert found == code
     assert len(said) == 1 and said[0].startswith("error: ")
     return said[0]
+
+
+def test_the_defaults_are_table_7s_and_the_released_codes():
+    o = resolve(Options())
+    assert (o.lr, o.adam_epsilon, o.epochs, o.max_grad_norm) == (6.25e-5, 1e-4, 9, 1.0)
+    assert (o.warmup_ratio, o.temperature, o.top_k, o.weight_decay, o.gamma) == (0.005, 2.0, 20, 0.01, 0.2)
+    assert (o.lm_lambda, o.ans_weight, o.batch_size, o.replay_loss, o.updates) == (0.25, 5.0, 0, "released", "shuffled")
+
+
+def test_the_batch_size_is_the_released_one():
+    assert [train.batch_size(n) for n in (1, 5999, 7500, 15000, 138000)] == [4, 4, 5, 10, 92]
+
+
+def test_options_that_the_method_has_no_use_for_are_said(lab, capsys):
+    run(lab, "--method", "finetune", "--temperature", "3")
+    said = capsys.readouterr().out
+    assert "note     --gamma has no effect with --method finetune" in said and "note     --temperature" in said
+    run(lab, "--kd", "word")
+    assert "note  " not in capsys.readouterr().out
 
 
 def test_defaults_depend_on_the_method_and_the_model():
