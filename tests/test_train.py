@@ -172,12 +172,9 @@ def spied(monkeypatch):
     """What `learn` was given, run by run."""
     calls = []
 
-    def learn(
-        run, model, current, replay, stage, name, phase="student", epochs=0, teacher=None, lm=True, after_epoch=None
-    ):
-        calls.append(
-            {"current": current, "replay": replay, "phase": phase, "teacher": teacher, "lm": lm, "rule": run.rule}
-        )
+    def learn(run, model, current, replay, stage, name, phase="student", epochs=0, **keywords):
+        call = {"current": current, "replay": replay, "phase": phase, "rule": run.rule, "teacher": None, "lm": True}
+        calls.append(call | {"epochs": epochs or run.o.epochs} | keywords)
 
     monkeypatch.setattr(train, "learn", learn)
     return calls
