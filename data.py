@@ -117,9 +117,10 @@ class Tokenizer:
     def add_task(self, name: str) -> int:
         """The slot of a task, given out if it has none yet. Raises ValueError when none is free."""
         if name not in self.slots:
-            if len(self.slots) == SLOTS:
+            free = set(range(self.first_slot, self.n_vocab)) - set(self.slots.values())
+            if not free:
                 raise ValueError(f"task {name!r}: all {SLOTS} task slots are taken")
-            self.slots[name] = self.first_slot + len(self.slots)
+            self.slots[name] = min(free)
         return self.slots[name]
 
     def task_id(self, name: str) -> int:

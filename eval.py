@@ -210,7 +210,7 @@ def load_model(folder: str) -> tuple[GPT, Tokenizer, dict]:
     if config.get("tokenizer") != "gpt2":
         raise ModelFileError(f"{folder}/config.json: no model of a run: its tokenizer is {config.get('tokenizer')!r}")
     tokenizer = Tokenizer.gpt2()
-    tokenizer.slots |= config["task_slots"]
+    tokenizer.slots |= config.get("task_slots", {})
     return model, tokenizer, config
 
 

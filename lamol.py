@@ -81,7 +81,7 @@ def sample_pseudo_data(
 
 
 def real_samples(rows: dict[str, list[Encoded]], tokenizer: Tokenizer, per_task: int, seeds) -> list[PseudoSample]:
-    """--real-replay: real training rows of each earlier task in place of samples (LAMOL's upper bound)."""
+    """--real-replay: real training rows of each earlier task in place of generated ones (LAMOL's upper bound)."""
     samples = []
     for name, real in rows.items():
         for i in torch.randperm(len(real), generator=seeds(name))[:per_task].tolist():
