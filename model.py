@@ -11,7 +11,7 @@ Letters in every file: B rows, T time, C embedding, V vocabulary, H heads, S cac
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -153,7 +153,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.config = config
+        self.config = config = replace(config)  # its own: growing must not change another model's
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -180,6 +180,7 @@ class GPT(nn.Module):
         if T > self.config.n_positions:
             raise ValueError(f"a sequence of {T} tokens is longer than the context of {self.config.n_positions}")
         positions = cache.length[:, None] if used else torch.arange(T, device=ids.device)
+        positions = positions.clamp(max=self.config.n_positions - 1)  # a finished row may wait at the context's end
         x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)
         for block in self.h:
             x = block(x, cache, used)

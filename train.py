@@ -56,7 +56,9 @@ class Run:
         self.tasks = [load_task(entry, o.data_dir, o.cache_dir, o.limit) for entry in o.order.split(",")]
         self.slots = {task.name: self.tokenizer.add_task(task.name) for task in self.tasks}
         self.pretrained = pretrained(o, self.tokenizer)
-        digest = hashlib.sha256()  # tells teachers of other pretrained weights apart
+        digest = hashlib.sha256(
+            repr(self.pretrained.config).encode()
+        )  # tells teachers of other pretrained weights apart
         for p in self.pretrained.parameters():
             digest.update(p.detach().numpy().tobytes())
         self.fingerprint = digest.hexdigest()

@@ -157,5 +157,9 @@ def choose_device(device: str, dtype: str = "auto") -> tuple[torch.device, torch
     found = torch.device(kind)
     if dtype != "auto":
         return found, getattr(torch, dtype), why
-    half = torch.bfloat16 if found.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+    half = (
+        torch.bfloat16
+        if found.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        else torch.float16
+    )
     return found, half if found.type == "cuda" else torch.float32, why

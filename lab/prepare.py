@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import tarfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -210,7 +211,7 @@ def cnn(folder):
     archives = [raw_file("cnn", folder, f"{paper}_stories.tgz") for paper in ("cnn", "dailymail")]
 
     def read(split, size):
-        urls = subsample(lists[split].read_text(encoding="utf-8").split(), size)
+        urls = subsample(decode_utf8(lists[split], lists[split].read_bytes()).split(), size)
         names = [hashlib.sha1(url.encode()).hexdigest() for url in urls]
         stories = read_stories(archives, set(names))
         if missing := [name for name in names if name not in stories]:
@@ -242,11 +243,15 @@ def read_stories(archives, names):
     """The wanted stories, streamed: nothing is unpacked to disk."""
     stories = {}
     for archive in archives:
-        with open_tar(archive, "r|gz") as tar:
-            for member in tar:
-                name = Path(member.name).name.removesuffix(".story")
-                if member.isfile() and name in names:
-                    stories[name] = story(decode_utf8(f"{archive}: {member.name}", tar.extractfile(member).read()))
+        try:
+            with open_tar(archive, "r|gz") as tar:
+                for member in tar:
+                    name = Path(member.name).name.removesuffix(".story")
+                    if member.isfile() and name in names:
+                        text = decode_utf8(f"{archive}: {member.name}", tar.extractfile(member).read())
+                        stories[name] = story(text)
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
+            raise DataError(f"{archive}: cut off or broken ({e}); delete it and fetch it again") from None
     return stories
 
 

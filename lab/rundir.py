@@ -110,5 +110,7 @@ def write_folder(path: Path, fill) -> None:
             os.replace(path, old)
         os.replace(temporary, path)
     finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -236,6 +236,11 @@ def test_the_stop_token_is_kept_and_ends_a_row_and_limits_are_one_a_prompt():
         assert stopped == (row[: row.index(stop) + 1] if stop in row else row)
 
 
+def test_a_row_that_ends_at_the_contexts_end_lets_the_others_go_on():
+    prompts, limits = [list(range(90))] + [[1, 2, 3]] * 4, [7, 50, 50, 50, 50]
+    assert [len(row) for row in generate(tiny(), prompts, limits, stop_id=-1)] == limits
+
+
 def test_generation_restores_the_mode_it_found():
     model = tiny().train()
     generate(model, [[1]], 2, stop_id=0)
