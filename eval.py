@@ -324,6 +324,8 @@ def main(argv=None) -> int:
     parser.add_argument("--limit", type=int, default=0, help="first N examples of each split (0: all)")
     parser.add_argument("--device", default="auto", help="auto (CUDA, then CPU), cpu, cuda, mps (default %(default)s)")
     options = parser.parse_args(argv)
+    if options.limit < 0:
+        parser.error(f"--limit {options.limit}: must be a number of at least 0")
     if bool(options.run_dir) == bool(options.model) or bool(options.model) != bool(options.task):
         parser.error("give either a run directory, or --model and --task")
     try:

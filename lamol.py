@@ -103,7 +103,11 @@ if __name__ == "__main__":
     from eval import load_model
 
     if len(sys.argv) != 3:
-        sys.exit("usage: python lamol.py MODEL_FOLDER TASK   (a `model` folder of a run, a task that it has learned)")
+        print(
+            "error: usage is python lamol.py MODEL_FOLDER TASK (a run's `model`, a task it has learned)",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     try:
         gpt, tok, _ = load_model(sys.argv[1])
         tok.task_id(sys.argv[2])

@@ -13,6 +13,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -303,7 +304,7 @@ def download(name: str, cache_dir: str | Path) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)  # a temporary name until it is checked
-        except (OSError, RuntimeError) as e:
+        except (OSError, RuntimeError, HTTPException) as e:
             hint = f"put the file there yourself, or run offline with --model FOLDER (or --model nano): {path}"
             raise ModelFileError(f"can't download {url} ({e}); {hint}") from None
         if sha256 is None:

@@ -69,6 +69,8 @@ class Run:
         if self.rule == "released":  # replay is added to a soft-target loss, and joined with a hard-target one
             self.rule = "added" if o.kd in ("word", "seqsoft") else "joint"
         self.dir = rundir.new_run(o.runs_dir, name_of(o, list(self.slots)))
+        if o.kd != "none" or o.method == "single":
+            rundir.writable("--teachers", o.teachers)
         config = asdict(o) | {"tasks": list(self.slots), "slots": self.slots, "answer_budgets": self.budgets}
         config |= {"resolved_device": str(self.device), "resolved_dtype": str(self.dtype).removeprefix("torch.")}
         config |= {"resolved_max_len": self.max_len, "resolved_replay_loss": self.rule}
@@ -247,7 +249,7 @@ def get_teacher(run, task):
     epochs = min(o.epochs, 9) if o.method == "multitask" else o.epochs  # row (7): single-task teachers, trained as such
     key = {"task": task.name, "slot": run.slots[task.name], "epochs": epochs, "max_len": run.max_len}
     key |= {"examples": rundir.key_of([asdict(e) for e in task.train + task.test])}
-    key |= {"pretrained": run.fingerprint} | {name: getattr(o, name) for name in TEACHER_KEY}
+    key |= {"dtype": str(run.dtype), "pretrained": run.fingerprint} | {name: getattr(o, name) for name in TEACHER_KEY}
     folder = Path(o.teachers).expanduser() / f"{task.name}-{rundir.key_of(key)}"
     if folder.is_dir():
         print(f"teacher  of {task.name}: found in {folder}")

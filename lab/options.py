@@ -5,6 +5,7 @@ python train.py --help
 
 import argparse
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -79,7 +80,7 @@ UNNAMED = {
 }
 # ... and these change a teacher, besides its task, slot, data, epochs, row length and pretrained weights.
 TEACHER_KEY = ("seed", "lr", "batch_size", "qa_only", "lm_lambda", "ans_weight", "weight_decay", "adam_epsilon")
-TEACHER_KEY += ("warmup_ratio", "max_grad_norm")
+TEACHER_KEY += ("warmup_ratio", "max_grad_norm", "micro_batch")
 POSITIVE = {"epochs", "temperature", "top_k", "log_every", "max_grad_norm"}
 
 
@@ -151,9 +152,11 @@ def choose_device(device: str, dtype: str = "auto") -> tuple[torch.device, torch
     kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     why = "as asked" if device != "auto" else "the GPU that was found" if kind == "cuda" else "no CUDA device found"
     try:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", kind):
+            raise RuntimeError("known are auto, cpu, cuda, cuda:N, mps")
         torch.empty(0, device=kind)
     except (RuntimeError, AssertionError) as e:
-        raise RunError(f"--device {device}: can't be used here ({str(e).splitlines()[0]})") from None
+        raise RunError(f"--device {device}: can't be used here ({str(e).splitlines()[0][:150]})") from None
     found = torch.device(kind)
     if dtype != "auto":
         return found, getattr(torch, dtype), why

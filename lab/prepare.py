@@ -20,6 +20,7 @@ import sys
 import tarfile
 import zlib
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -96,6 +97,8 @@ def prepare(task: str, data_dir: str | Path, cache_dir: str | Path) -> Path:
     if folder.is_dir():
         return folder
     rows = {split: read(split, size) for split, size in zip(SPLITS, TABLE_1[task])}
+    if empty := next((split for split in SPLITS if not rows[split]), None):
+        raise DataError(f"{task}: no {empty} example in {', '.join(map(str, files))}")
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
         temporary.mkdir(parents=True, exist_ok=True)
@@ -294,7 +297,7 @@ def raw_file(task, folder, name):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)  # under a temporary name until checked
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, HTTPException) as e:
         hint = f"to work offline, put the file at {path} yourself, or name its folder with --data-dir"
         raise DataError(f"{task}: can't download {url} ({e}); {hint}") from None
     return path
@@ -360,7 +363,7 @@ def read_jsonl(path: Path) -> list[dict]:
     rows = []
     for n, row in jsonl_rows(path, raw):
         row = {"id": str(row.get("id", n)), "meta": row.get("meta", {})} | {part: row.get(part) for part in PARTS}
-        for part in PARTS:
+        for part in ("id", *PARTS):
             if not isinstance(row[part], str) or re.search("[\ud800-\udfff]", row[part]):
                 raise DataError(f"{path}, line {n}: {part!r} is missing or no text")
         if not isinstance(row["meta"], dict):

@@ -51,6 +51,17 @@ def key_of(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def writable(option: str, folder: str) -> None:
+    """Raises RunError, which names the option, where a folder can't be made and written to."""
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / "probe", "")
+        (path / "probe").unlink()
+    except OSError as e:
+        raise RunError(f"{option} {folder}: can't be written to ({e.strerror})") from None
+
+
 def new_run(runs_dir: str, name: str) -> Path:
     """A fresh directory for a run. Raises RunError when it is used already, or can't be written."""
     path = Path(runs_dir).expanduser() / name
