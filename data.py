@@ -10,7 +10,9 @@ two rows of tokens. One contract carries all losses: labels[t] is the token that
     python data.py     shows one example through all of it
 """
 
+import base64
 import hashlib
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +23,16 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from lab.prepare import DataError, prepare, read_jsonl
+from lab.toy import GRAMMARS, SIZES, toy_rows
 
 IGNORE = -1  # a position that is not supervised
 SLOTS = 45  # GPT-2's 50,257 tokens + ANS + PAD + 45 task slots = 50,304
 METRICS = {"woz": "joint_goal_em", "sql": "lfem", "cnn": "rouge"}  # the registered tasks, in the order of their slots
+METRICS |= {"toy.woz": "joint_goal_em", "toy.sql": "lfem", "toy.cnn": "rouge", "toy.e2e": "rouge", "toy.ag": "em"}
 VOCABULARY = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # where tiktoken gets it
 VOCABULARY_FILES = ("vocab.bpe", "encoder.json")
+NANO_VOCABULARY = Path(__file__).parent / "lab" / "assets" / "nano.tiktoken"  # made by lab/nano.py
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's cut into words
 GROUP_TOKENS = 4096  # padded tokens that go through the model at once
 
 
@@ -70,11 +76,12 @@ def task_name(entry: str) -> str:
 def load_task(entry: str, data_dir: str, cache_dir: str, limit: int = 0) -> Task:
     """The task behind an entry of --order, each split cut to its first `limit` examples. Raises DataError."""
     name = task_name(entry)
-    folder = prepare(name, data_dir, cache_dir) if name in METRICS else Path(entry)
-    train, test = (
-        [Example(**row) for row in read_jsonl(folder / f"{split}.jsonl")][: limit or None]
-        for split in ("train", "test")
-    )
+    if name in GRAMMARS:
+        splits = [toy_rows(name, split, n) for split, n in SIZES.items()]
+    else:
+        folder = prepare(name, data_dir, cache_dir) if name in METRICS else Path(entry)
+        splits = [read_jsonl(folder / f"{split}.jsonl") for split in ("train", "test")]
+    train, test = ([Example(**row) for row in rows[: limit or None]] for rows in splits)
     return Task(name, METRICS.get(name, "em"), train, test)
 
 
@@ -103,6 +110,23 @@ class Tokenizer:
             )
             hint = f"to work offline, set TIKTOKEN_CACHE_DIR to a folder with {' and '.join(files)}"
             raise DataError(f"can't get GPT-2's vocabulary ({type(e).__name__}); {hint}") from None
+
+    @classmethod
+    def nano(cls) -> "Tokenizer":
+        """The project's own 1,001 tokens (bytes, words of the toy tasks, EOS), which need no download."""
+        lines = NANO_VOCABULARY.read_text(encoding="ascii").splitlines()
+        ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
+        special = {"<|endoftext|>": len(ranks)}
+        return cls(tiktoken.Encoding("nano", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special))
+
+    @classmethod
+    def of(cls, model: str | Path) -> "Tokenizer":
+        """The tokenizer of a model: the one that its folder's config.json names, else GPT-2's. Raises DataError."""
+        path = Path(model) / "config.json"
+        name = json.loads(path.read_text(encoding="utf-8")).get("tokenizer", "gpt2") if path.is_file() else "gpt2"
+        if name not in ("gpt2", "nano"):
+            raise DataError(f"{path}: tokenizer {name!r} is not known (gpt2 and nano are)")
+        return cls.nano() if name == "nano" else cls.gpt2()
 
     def encode(self, text: str) -> list[int]:
         """Stripped, with one leading space, so that parts joined as ids stay apart as words."""

@@ -207,10 +207,10 @@ def load_model(folder: str) -> tuple[GPT, Tokenizer, dict]:
     """A model folder that a run has written -> the model, its tokenizer with the tasks' slots, its config.json."""
     model = GPT.from_pretrained(folder)
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    if config.get("tokenizer") != "gpt2":
-        raise ModelFileError(f"{folder}/config.json: no model of a run: its tokenizer is {config.get('tokenizer')!r}")
-    tokenizer = Tokenizer.gpt2()
-    tokenizer.slots |= config.get("task_slots", {})
+    if "task_slots" not in config:
+        raise ModelFileError(f"{folder}/config.json: no model of a run: it has no task_slots")
+    tokenizer = Tokenizer.of(folder)
+    tokenizer.slots |= config["task_slots"]
     return model, tokenizer, config
 
 

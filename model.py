@@ -238,7 +238,7 @@ class GPT(nn.Module):
         model.load_state_dict(weights, assign=True)
         return model
 
-    def save_pretrained(self, folder: str | Path, **extra) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32, **extra) -> None:
         """Write `config.json` (with `extra`, plain JSON values) and `model.safetensors`, as transformers reads them."""
         folder, c = Path(folder), asdict(self.config)
         folder.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ class GPT(nn.Module):
         c |= {"bos_token_id": extra.get("eos_token_id"), "tie_word_embeddings": True} | extra
         weights = {}
         for key, p in self.state_dict().items():
-            p = p.detach().cpu().float()
+            p = p.detach().to("cpu", dtype)
             weights["transformer." + key] = (p.t() if key.endswith(CONV1D) else p).contiguous()
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(c, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -299,14 +299,19 @@ def download(name: str, cache_dir: str | Path) -> Path:
     """The weight file of a pretrained model, downloaded into the cache folder if it is not there yet."""
     url, sha256 = PRETRAINED[name]
     path = Path(cache_dir).expanduser() / "models" / name / "model.safetensors"
+    part = path.with_suffix(".part")
     if not path.exists():
         print(f"downloading {url} to {path}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)  # a temporary name until it is checked
-        except (OSError, RuntimeError, HTTPException) as e:
+            torch.hub.download_url_to_file(url, str(part), hash_prefix=sha256)
+            read_weights(part)  # a file that was cut off does not get its final name
+            part.replace(path)
+        except (OSError, RuntimeError, HTTPException, ModelFileError) as e:
             hint = f"put the file there yourself, or run offline with --model FOLDER (or --model nano): {path}"
             raise ModelFileError(f"can't download {url} ({e}); {hint}") from None
+        finally:
+            part.unlink(missing_ok=True)
         if sha256 is None:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             print(f"no checksum is published for {name}; this file's SHA-256 is {digest}")

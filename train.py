@@ -20,13 +20,7 @@ Algorithm 1, for each task m of the stream (D_m its data, θ_T the teacher, θ_S
 `multitask` are the rows that are no lifelong learning (Table 3).
 """
 
-import copy
-import hashlib
-import json
-import math
-import platform
 import sys
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -36,112 +30,12 @@ from tqdm import tqdm
 
 import kd
 import lamol
-from data import DataError, Tokenizer, answer_budget, encode_parts, encode_task, load_task, make_batch, plan_epoch
-from eval import draw_curves, predict, score, summarise, table
+from data import DataError, encode_parts, make_batch, plan_epoch
 from lab import rundir
-from lab.options import TEACHER_KEY, Options, choose_device, name_of, parse, without_effect
+from lab.options import TEACHER_KEY, Options, parse
+from lab.run import Run, TrainingLog
 from lab.rundir import RunError, seed_of, stream
-from model import GPT, GPTConfig, ModelFileError
-
-NANO = GPTConfig(n_embd=128, n_layer=4, n_head=4)  # for a quick try: random weights, GPT-2's vocabulary
-
-
-class Run:
-    """What every method needs: options, tasks, tokenizer, the pretrained model, device, and where results go."""
-
-    def __init__(self, o: Options):
-        self.o = o
-        self.device, self.dtype, why = choose_device(o.device, o.dtype)
-        self.tokenizer = Tokenizer.gpt2()
-        self.tasks = [load_task(entry, o.data_dir, o.cache_dir, o.limit) for entry in o.order.split(",")]
-        self.slots = {task.name: self.tokenizer.add_task(task.name) for task in self.tasks}
-        self.pretrained = pretrained(o, self.tokenizer)
-        digest = hashlib.sha256(
-            repr(self.pretrained.config).encode()
-        )  # tells teachers of other pretrained weights apart
-        for p in self.pretrained.parameters():
-            digest.update(p.detach().numpy().tobytes())
-        self.fingerprint = digest.hexdigest()
-        self.max_len = min(o.max_len or 1024, self.pretrained.config.n_positions)
-        self.rows = {task.name: encode_task(task, self.tokenizer, self.max_len) for task in self.tasks}
-        self.budgets = {task.name: answer_budget(task, self.tokenizer, self.max_len) for task in self.tasks}
-        self.rule = o.replay_loss
-        if self.rule == "released":  # replay is added to a soft-target loss, and joined with a hard-target one
-            self.rule = "added" if o.kd in ("word", "seqsoft") else "joint"
-        self.dir = rundir.new_run(o.runs_dir, name_of(o, list(self.slots)))
-        if o.kd != "none" or o.method == "single":
-            rundir.writable("--teachers", o.teachers)
-        config = asdict(o) | {"tasks": list(self.slots), "slots": self.slots, "answer_budgets": self.budgets}
-        config |= {"resolved_device": str(self.device), "resolved_dtype": str(self.dtype).removeprefix("torch.")}
-        config |= {"resolved_max_len": self.max_len, "resolved_replay_loss": self.rule}
-        config |= {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        rundir.write_json(self.dir / "config.json", config)
-        sizes = ", ".join(f"{task.name} ({len(task.train)} / {len(task.test)})" for task in self.tasks)
-        print(f"run      {self.dir}\ntasks    {sizes}, train / test examples")
-        size = sum(p.numel() for p in self.pretrained.parameters()) / 1e6
-        print(f"model    {o.model}: {size:.1f}M parameters, rows of at most {self.max_len} tokens")
-        print(f"device   {self.device}, {config['resolved_dtype']} ({why})")
-        how = f"γ {o.gamma:g}, {o.epochs} epochs, seed {o.seed}, replay loss {self.rule}"
-        print(f"method   {o.method}, kd {o.kd}, {how}")
-        for name in without_effect(o):
-            print(f"note     --{name.replace('_', '-')} has no effect with --method {o.method} --kd {o.kd}")
-
-    def fresh(self) -> GPT:
-        """The pretrained model, which every teacher and every student starts from (Section 3.1)."""
-        return copy.deepcopy(self.pretrained).to(self.device)
-
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def answers(self, model, task, examples) -> list[list[int]]:
-        """Greedy answers as ids, EOS included where it was reached."""
-        with self.autocast():
-            return predict(model, self.tokenizer, examples, self.max_len, self.budgets[task.name])
-
-    def examine(self, model, task, stage, epoch) -> tuple[dict, list[dict]]:
-        """A model on a task's test examples -> (its line of scores, a line of predictions an example)."""
-        texts = [self.tokenizer.decode(ids) for ids in self.answers(model, task, task.test)]
-        scores = {"stage": stage, "epoch": epoch, "task": task.name, "metric": task.metric, **score(task, texts)}
-        keys = ("task", "id", "prediction", "answer")
-        return scores, [dict(zip(keys, (task.name, e.id, text, e.answer))) for e, text in zip(task.test, texts)]
-
-    def score(self, model, tasks, stage, epoch) -> list[dict]:
-        """Score a model on tasks; the scores go to scores.jsonl, the predictions are returned."""
-        predictions = []
-        for task in tasks:
-            scores, lines = self.examine(model, task, stage, epoch)
-            rundir.append_jsonl(self.dir / "scores.jsonl", scores)
-            print(f"stage {stage}, epoch {epoch}: {task.name} {scores['score']:.1f}")
-            predictions += lines
-        return predictions
-
-    def save(self, model, path) -> None:
-        extra = {"tokenizer": self.tokenizer.name, "eos_token_id": self.tokenizer.eos_id, "task_slots": self.slots}
-        extra |= {"max_len": self.max_len, "answer_budgets": self.budgets}
-        rundir.write_folder(path, lambda folder: model.save_pretrained(folder, **extra))
-
-    def end_stage(self, model, stage, name, tasks) -> None:
-        """After a stage: score the tasks, keep the predictions and the student."""
-        folder = self.dir / f"{stage}-{name}"
-        rundir.write_jsonl(folder / "predictions.jsonl", self.score(model, tasks, stage, self.o.epochs))
-        self.save(model, self.dir / "model")
-        if self.o.keep_models:
-            self.save(model, folder / "model")
-
-
-def pretrained(o: Options, tokenizer: Tokenizer) -> GPT:
-    """The model that everything starts from, its vocabulary grown by ANS, PAD and the task slots."""
-    if o.model == "nano":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same for every run: it stands for pretrained weights
-            model = GPT(copy.copy(NANO))
-    else:
-        model = GPT.from_pretrained(o.model, o.cache_dir)
-    known = model.config.vocab_size
-    if known not in (tokenizer.n_base, tokenizer.n_vocab):
-        raise ModelFileError(f"--model {o.model}: {known} tokens, but the tokenizer has {tokenizer.n_base}")
-    return model.grow_vocab(tokenizer.n_vocab - known) if known == tokenizer.n_base else model
-
+from model import GPT, ModelFileError
 
 # ---------------------------------------------------------------------- training
 
@@ -215,32 +109,6 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
     model.eval()
 
 
-class TrainingLog:
-    """Losses and speed since the last line of log.jsonl; nothing is read from the device in between."""
-
-    def __init__(self, run, name, phase, epoch, bar):
-        self.path, self.bar = run.dir / "log.jsonl", bar
-        self.where = {"task": name, "phase": phase, "epoch": epoch}
-        self.step, self.losses, self.tokens, self.since = 0, [0.0, 0.0], 0, time.perf_counter()
-
-    def add(self, parts, rows):
-        self.losses = [total + part for total, part in zip(self.losses, parts)]
-        self.tokens += rows.ids.numel()
-
-    def write(self, step, lr):
-        """Raises RunError when the loss is no number."""
-        qa, lm = (float(total) / (step - self.step) for total in self.losses)
-        rate = round(self.tokens / (time.perf_counter() - self.since))
-        if not math.isfinite(qa + lm):
-            place = "{phase} {task}, epoch {epoch}".format(**self.where)
-            raise RunError(f"the loss is {qa + lm} in {place}, step {step}: a lower --lr may help")
-        line = {"step": step, "loss": qa + lm, "loss_qa": qa, "loss_lm": lm, "lr": lr, "tokens_per_s": rate}
-        rundir.append_jsonl(self.path, self.where | line)
-        self.said = f"loss {qa + lm:.3f} (last {step - self.step} updates), {rate} tokens/s"
-        self.bar.set_postfix_str(self.said)
-        self.step, self.losses, self.tokens, self.since = step, [0.0, 0.0], 0, time.perf_counter()
-
-
 def get_teacher(run, task):
     """Alg. 1, line 1: the teacher of a task, found again where it was made before.
 
@@ -255,7 +123,7 @@ def get_teacher(run, task):
         print(f"teacher  of {task.name}: found in {folder}")
         return GPT.from_pretrained(folder / "model").to(run.device)
     model = run.fresh()
-    learn(run, model, run.rows[task.name], [], 0, task.name, "teacher", epochs, lm=not o.qa_only)
+    learn(run, model, run.encoded[task.name], [], 0, task.name, "teacher", epochs, lm=not o.qa_only)
     scores, predictions = run.examine(model, task, 0, epochs)
 
     def fill(temporary):
@@ -287,8 +155,10 @@ def teacher_answers(run, teacher, task, folder):
         lines.append({"id": example.id, "answer": tok.decode(answer), "ids": ids, "stopped": stopped})
     rundir.write_jsonl(folder / "distil.jsonl", lines)
     same = sum(line["answer"] == e.answer.strip() for line, e in zip(lines, task.train))
-    print(f"teacher  of {task.name} answers {same} of {len(lines)} training examples as the data does")
-    return [row for row in rows if row is not None]
+    kept = [row for row in rows if row is not None]
+    lost = f"; {len(rows) - len(kept)} too long, left out" if len(kept) < len(rows) else ""
+    print(f"teacher  of {task.name} answers {same} of {len(lines)} training examples as the data does{lost}")
+    return kept
 
 
 def replay_samples(run, student, previous, n_new, stage, folder):
@@ -303,7 +173,7 @@ def replay_samples(run, student, previous, n_new, stage, folder):
 
     names = [task.name for task in previous]
     if o.real_replay:
-        pseudo = lamol.real_samples({name: run.rows[name] for name in names}, run.tokenizer, count, seeds)
+        pseudo = lamol.real_samples({name: run.encoded[name] for name in names}, run.tokenizer, count, seeds)
     else:
         with run.autocast():
             pseudo = lamol.sample_pseudo_data(student, run.tokenizer, names, count, run.max_len, o.top_k, seeds)
@@ -326,7 +196,7 @@ def lifelong(run):
     run.score(student, run.tasks, 0, 0)
     for m, task in enumerate(run.tasks, 1):
         folder = run.dir / f"{m}-{task.name}"
-        current, replay, teacher = run.rows[task.name], [], None
+        current, replay, teacher = run.encoded[task.name], [], None
         if o.kd != "none":
             teacher = frozen(run, get_teacher(run, task))  # Alg. 1, line 1
         if o.method == "lamol":
@@ -357,7 +227,7 @@ def multitask(run):
             teacher = frozen(run, get_teacher(run, task))
             rows += teacher_answers(run, teacher, task, run.dir / f"1-{name}" / task.name)
         else:
-            rows += run.rows[task.name]
+            rows += run.encoded[task.name]
     curve = partial(run.score, model, run.tasks, 1) if o.eval_every_epoch else None
     learn(run, model, rows, [], 1, name, lm=not o.qa_only, after_epoch=curve)
     run.end_stage(model, 1, name, run.tasks)
@@ -368,14 +238,9 @@ METHODS = {"finetune": lifelong, "lamol": lifelong, "single": single, "multitask
 
 def start(o: Options) -> dict:
     """One run from options to summary. Raises DataError, ModelFileError, RunError."""
-    run, began = Run(o), time.time()
+    run = Run(o)
     METHODS[o.method](run)
-    rows = [json.loads(line) for line in (run.dir / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
-    summary = summarise(o.method, list(run.slots), rows) | {"wall_time_s": round(time.time() - began, 1)}
-    draw_curves(summary["order"], o.epochs, rows, run.dir / "curves.png")
-    rundir.write_json(run.dir / "summary.json", summary)
-    print(f"\n{table(summary)}\n\n{summary['wall_time_s']:.0f} s; everything is in {run.dir}")
-    return summary
+    return run.finish()
 
 
 def main(argv=None) -> int:

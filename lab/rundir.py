@@ -106,6 +106,11 @@ def append_jsonl(path: Path, row: dict) -> None:
         f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def read_jsonl(path: Path) -> list[dict]:
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]  # a text may hold other line separators
+
+
 def write_folder(path: Path, fill) -> None:
     """A whole folder, all or nothing: `fill(folder)` writes under a temporary name, which then takes the old one's
     place. A finished folder never lacks a file."""

@@ -1,7 +1,7 @@
 """What the tests share. python -m pytest
 
-Most tests need nothing but a byte tokenizer and a tiny random model. Tests of the released code's numbers and of real
-data read `../shared` beside the project, and are skipped, with this reason, where it is not there.
+Most tests need nothing but the project's own tiny vocabulary and weights (lab/assets). Tests of the released code's
+numbers and of real data read `../shared` beside the project, and are skipped, with this reason, where it is not there.
 """
 
 import hashlib
@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import tiktoken
 import torch
 
 from data import Tokenizer
-from model import GPT, GPTConfig
+from lab.run import NANO
+from model import GPT
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCAB_BPE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
@@ -45,34 +45,26 @@ def gpt2_tok():
     return Tokenizer.gpt2()
 
 
-def byte_tokenizer():
-    """256 bytes and EOS; it carries GPT-2's name so that whole runs can use it in GPT-2's place."""
-    ranks = {bytes([i]): i for i in range(256)}
-    return Tokenizer(
-        tiktoken.Encoding("gpt2", pat_str=r"(?s).", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 256})
-    )
-
-
 @pytest.fixture
 def tok():
-    return byte_tokenizer()
+    return Tokenizer.nano()
 
 
-def tiny(vocab=257, seed=0, **shape):
-    torch.manual_seed(seed)
-    shape = {"n_positions": 96, "n_embd": 32, "n_layer": 2, "n_head": 4} | shape
-    model = GPT(GPTConfig(vocab_size=vocab, **shape))
-    with torch.no_grad():  # far from the tiny initial logits, so that what is compared has contrast
+def nano(grown=True, noise=0.0):
+    """The pretrained nano GPT-2, by default with the vocabulary of `tok`; `noise` makes another model of it."""
+    model = GPT.from_pretrained(NANO)
+    if grown:
+        model.grow_vocab(Tokenizer.nano().n_vocab - model.config.vocab_size)
+    torch.manual_seed(0)
+    with torch.no_grad():
         for p in model.parameters():
-            if p.dim() == 2:
-                p.mul_(8)
+            p.add_(noise * torch.randn_like(p))
     return model
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch):
-    """A place for whole runs: two small tasks, a tiny model folder with a byte vocabulary, and the options for them."""
-    monkeypatch.setattr(Tokenizer, "gpt2", staticmethod(byte_tokenizer))
+def lab(tmp_path):
+    """A place for whole runs: two small tasks of a user's own, and the options to learn them."""
     rows = {
         "colors": [(f"a {c} {thing}", "color?", c) for thing in ("car", "hat", "dog") for c in ("red", "blue", "tan")],
         "sizes": [(f"one {s} {thing}", "size?", s) for thing in ("box", "cup") for s in ("big", "wee", "tall", "fat")],
@@ -82,8 +74,6 @@ def lab(tmp_path, monkeypatch):
         for split in ("train", "test"):
             lines = [json.dumps(dict(zip(("context", "question", "answer"), e))) for e in examples]
             (tmp_path / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    torch.manual_seed(0)
-    GPT(GPTConfig(vocab_size=257, n_positions=64, n_embd=32, n_layer=2, n_head=2)).save_pretrained(tmp_path / "tiny")
     order = f"{tmp_path / 'colors'},{tmp_path / 'sizes'}"
-    common = ["--order", order, "--model", str(tmp_path / "tiny"), "--runs-dir", str(tmp_path / "runs")]
-    return [*common, "--epochs", "2", "--lr", "0.01", "--gamma", "0.5", "--device", "cpu"]
+    common = ["--order", order, "--model", "nano", "--runs-dir", str(tmp_path / "runs"), "--max-len", "48"]
+    return [*common, "--epochs", "2", "--gamma", "0.5", "--device", "cpu"]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import nano
 
 import kd
 from data import IGNORE, Rows, encode_parts, make_batch
@@ -157,7 +157,7 @@ def gradients(model, teacher, batch, tok, rule):
 
 @pytest.fixture
 def pair(tok):
-    student, teacher = tiny(tok.n_vocab).eval(), tiny(tok.n_vocab, seed=1).eval().requires_grad_(False)
+    student, teacher = nano(noise=0.05).eval(), nano().eval().requires_grad_(False)
     return student, teacher
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import nano
 from safetensors.torch import load_file, save_file
 
 import model as model_file
+from lab.run import NANO
 from model import DEFAULT_CACHE, GPT, PRETRAINED, GPTConfig, KVCache, ModelFileError, generate, next_token, top_k_filter
 
 
@@ -74,7 +75,7 @@ def test_the_real_gpt2_continues_the_dog_as_known():
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny(n_layer=1).save_pretrained(tmp_path)
+    nano().save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -159,6 +160,23 @@ def test_a_failed_download_names_address_and_place_and_leaves_nothing(tmp_path, 
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_download_that_was_cut_off_gets_no_final_name(tmp_path, monkeypatch):
+    """No checksum is known for the larger models: the file must at least be whole."""
+    whole = (NANO / "model.safetensors").read_bytes()
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda url, path, hash_prefix: Path(path).write_bytes(sent[0])
+    )
+    for sent in ([whole[:-1000]], [whole]):
+        folder = tmp_path / "models" / "gpt2-medium"
+        if sent[0] is whole:
+            assert model_file.download("gpt2-medium", tmp_path) == folder / "model.safetensors"
+            assert (folder / "model.safetensors").read_bytes() == whole
+        else:
+            with pytest.raises(ModelFileError, match="can't download https://"):
+                model_file.download("gpt2-medium", tmp_path)
+            assert list(folder.iterdir()) == []
+
+
 def test_parameters_carry_gpt2s_names_and_initial_scales():
     model = GPT(GPTConfig(vocab_size=2000, n_embd=128, n_layer=8, n_head=4))
     p = dict(model.named_parameters())
@@ -172,26 +190,42 @@ def test_parameters_carry_gpt2s_names_and_initial_scales():
 
 
 def test_dropout_works_in_training_only():
-    model, ids = tiny(), torch.arange(20)[None]
+    model, ids = nano(grown=False), torch.arange(20)[None]
     assert not torch.equal(model.train()(ids), model(ids))
     assert torch.equal(model.eval()(ids), model(ids))
 
 
+def test_dropout_is_after_the_embedding_in_attention_and_after_each_half_of_a_block(monkeypatch):
+    plain, attention, asked = model_file.F.dropout, model_file.F.scaled_dot_product_attention, []
+    monkeypatch.setattr(
+        model_file.F, "dropout", lambda x, p, training: asked.append(p * training) or plain(x, p, training)
+    )
+    monkeypatch.setattr(
+        model_file.F,
+        "scaled_dot_product_attention",
+        lambda *a, dropout_p, **k: asked.append(dropout_p) or attention(*a, dropout_p=dropout_p, **k),
+    )
+    for model, p in ((nano().train(), 0.1), (nano().eval(), 0.0)):
+        asked.clear()
+        model(torch.arange(5)[None])
+        assert asked == [p] * (1 + 3 * model.config.n_layer)
+
+
 def test_attention_is_causal():
-    model, ids = tiny().eval(), torch.arange(20)[None]
+    model, ids = nano(grown=False).eval(), torch.arange(20)[None]
     other = ids.clone()
     other[0, 12:] += 100
     torch.testing.assert_close(model(ids)[:, :12], model(other)[:, :12])
 
 
 def test_grow_vocab_starts_new_rows_at_the_mean_and_keeps_the_old_logits():
-    model, ids = tiny().eval(), torch.arange(20)[None]
+    model, ids = nano(grown=False).eval(), torch.arange(20)[None]
     before = model(ids)
     model.grow_vocab(3)
     after = model(ids)
-    assert after.shape[-1] == 260 == model.config.vocab_size
-    torch.testing.assert_close(after[..., :257], before)
-    torch.testing.assert_close(after[..., 257], before.mean(dim=-1), rtol=1e-3, atol=1e-3)
+    assert after.shape[-1] == 1004 == model.config.vocab_size
+    torch.testing.assert_close(after[..., :1001], before)
+    torch.testing.assert_close(after[..., 1001], before.mean(dim=-1), rtol=1e-3, atol=1e-3)
 
 
 # ---------------------------------------------------------------------- generation
@@ -199,7 +233,7 @@ def test_grow_vocab_starts_new_rows_at_the_mean_and_keeps_the_old_logits():
 
 @pytest.mark.parametrize("top_k", [None, 20])
 def test_generation_does_not_depend_on_batch_mates(top_k, monkeypatch):
-    model, prompts = tiny().double(), prompts_of([5, 1, 30, 7, 7, 12])
+    model, prompts = nano(grown=False).double(), prompts_of([5, 1, 30, 7, 7, 12])
     whole = generate(model, prompts, 20, stop_id=7, top_k=top_k, generator=seeded(3))
     assert generate(model, prompts[:3], 20, stop_id=7, top_k=top_k, generator=seeded(3)) == whole[:3]
     monkeypatch.setattr(model_file, "MAX_ROWS", 2)  # other chunks, other mates
@@ -207,14 +241,14 @@ def test_generation_does_not_depend_on_batch_mates(top_k, monkeypatch):
 
 
 def test_a_row_equals_plain_decoding_without_a_cache():
-    model, prompts = tiny().double().eval(), prompts_of([5, 1, 30])
+    model, prompts = nano(grown=False).double().eval(), prompts_of([5, 1, 30])
     for prompt, new in zip(prompts, generate(model, prompts, 12, stop_id=-5)):
         for t, token in enumerate(new):
             assert model(torch.tensor([prompt + new[:t]]))[0, -1].argmax() == token
 
 
 def test_mates_of_the_same_shape_change_no_bit():
-    model = tiny().eval()
+    model = nano(grown=False).eval()
 
     def logits(mate):
         ids = torch.tensor([list(range(9)), mate])
@@ -228,7 +262,7 @@ def test_mates_of_the_same_shape_change_no_bit():
 
 
 def test_the_stop_token_is_kept_and_ends_a_row_and_limits_are_one_a_prompt():
-    model, prompts = tiny().double(), prompts_of([5, 1, 30, 7])
+    model, prompts = nano(grown=False).double(), prompts_of([5, 1, 30, 7])
     free = generate(model, prompts, [9, 0, 4, 12], stop_id=-1)
     assert [len(row) for row in free] == [9, 0, 4, 12]
     stop = free[0][3]
@@ -236,27 +270,48 @@ def test_the_stop_token_is_kept_and_ends_a_row_and_limits_are_one_a_prompt():
         assert stopped == (row[: row.index(stop) + 1] if stop in row else row)
 
 
+def test_memory_is_bounded_by_tokens_and_finished_rows_are_dropped(monkeypatch):
+    caches, dropped = [], []
+
+    class Cache(KVCache):
+        def __init__(self, model, rows, columns):
+            caches.append(rows * columns)
+            super().__init__(model, rows, columns)
+
+        def keep(self, rows, used):
+            dropped.append((len(self.length), len(rows)))
+            super().keep(rows, used)
+
+    model = nano(grown=False)
+    monkeypatch.setattr(model_file, "KVCache", Cache)
+    monkeypatch.setattr(model_file, "CACHE_BYTES", 200 * 4 * 2 * 4 * 128)  # 200 columns of 4 layers of 128 channels
+    generate(model, prompts_of([30] * 10), 20, stop_id=-1)
+    assert caches == [4 * 50, 4 * 50, 2 * 50] and dropped == []
+    generate(model, prompts_of([3] * 4), [2, 2, 2, 9], stop_id=-1)
+    assert dropped == [(4, 1)]
+
+
 def test_a_row_that_ends_at_the_contexts_end_lets_the_others_go_on():
-    prompts, limits = [list(range(90))] + [[1, 2, 3]] * 4, [7, 50, 50, 50, 50]
-    assert [len(row) for row in generate(tiny(), prompts, limits, stop_id=-1)] == limits
+    prompts, limits = [list(range(250))] + [[1, 2, 3]] * 4, [7, 50, 50, 50, 50]
+    assert [len(row) for row in generate(nano(grown=False), prompts, limits, stop_id=-1)] == limits
 
 
 def test_generation_restores_the_mode_it_found():
-    model = tiny().train()
+    model = nano(grown=False).train()
     generate(model, [[1]], 2, stop_id=0)
     assert model.training
     generate(model.eval(), [[1]], 2, stop_id=0)
     assert not model.training
 
 
-@pytest.mark.parametrize("prompt, limit", [([], 3), (list(range(90)), 8), (list(range(97)), 0)])
+@pytest.mark.parametrize("prompt, limit", [([], 3), (list(range(250)), 8), (list(range(257)), 0)])
 def test_a_prompt_that_does_not_fit_is_an_error(prompt, limit):
     with pytest.raises(ValueError, match="prompt 1"):
-        generate(tiny(), [[1, 2], prompt], [1, limit], stop_id=0)
+        generate(nano(grown=False), [[1, 2], prompt], [1, limit], stop_id=0)
 
 
 def test_the_whole_context_can_be_generated():
-    assert len(generate(tiny(), [[1]], 96, stop_id=-1)[0]) == 96
+    assert len(generate(nano(grown=False), [[1]], 256, stop_id=-1)[0]) == 256
 
 
 def test_sampling_draws_from_the_top_k_softmax_at_its_temperature():

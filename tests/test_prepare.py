@@ -131,6 +131,18 @@ def test_wikisql_is_read_from_its_archive_without_unpacking_it(tmp_path):
         load_task("sql", tmp_path, tmp_path / "cache")
 
 
+def test_more_rows_than_table_1_counts_are_subsampled(tmp_path, monkeypatch):
+    monkeypatch.setitem(prepare_file.TABLE_1, "sql", (5, 50))
+    (tmp_path / "wikisql").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "wikisql" / f"{split}.tables.jsonl").write_text(TABLE)
+        (tmp_path / "wikisql" / f"{split}.jsonl").write_text((QUESTION.strip() + "\n") * 20)
+    task = load_task("sql", tmp_path, tmp_path / "cache")
+    wanted = [n for n, _ in subsample([(n, None) for n in range(1, 21)], 5)]
+    assert [e.id for e in task.train] == [f"train-{n}" for n in wanted] != [f"train-{n}" for n in range(1, 6)]
+    assert len(task.test) == 20
+
+
 def test_cnn_is_streamed_from_its_story_archives(tmp_path):
     folder = tmp_path / "cnn_dailymail"
     folder.mkdir()

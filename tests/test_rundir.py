@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lab.rundir import RunError, new_run, run_name, write_folder, write_text
+from lab.rundir import RunError, new_run, read_jsonl, run_name, write_folder, write_jsonl, write_text
 
 OPTIONS = {"method": "lamol", "kd": "word", "gamma": 0.2, "seed": 0, "epochs": 9, "model": "gpt2", "lr": 6.25e-5}
 DEFAULTS = {"epochs": 9, "model": "gpt2", "lr": 6.25e-5}
@@ -26,16 +26,43 @@ def test_a_used_or_unwritable_directory_is_refused(tmp_path):
         new_run(path / "config.json", "b")
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, step):
     write_text(tmp_path / "x", "old")
 
     def full(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError):
         write_text(tmp_path / "x", "new")
     assert (tmp_path / "x").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_folder_whose_last_step_fails_is_as_before(tmp_path, monkeypatch, step):
+    def fill(text):
+        return lambda folder: (folder.mkdir(), (folder / "a").write_text(text))
+
+    write_folder(tmp_path / "model", fill("old"))
+    replace, calls = os.replace, []
+
+    def broken(*arguments):
+        calls.append(arguments)
+        if step == "fsync" or len(calls) == 2:  # the old folder is out of the way, the new one can't take its place
+            raise OSError("disk full")
+        replace(*arguments)
+
+    monkeypatch.setattr(os, step, broken)
+    with pytest.raises(OSError):
+        write_folder(tmp_path / "model", fill("new"))
+    assert (tmp_path / "model" / "a").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_lines_come_back_whatever_separators_are_in_their_texts(tmp_path):
+    rows = [{"text": "a\u2028b\x85c\nd"}, {"text": ""}]
+    write_jsonl(tmp_path / "x.jsonl", rows)
+    assert read_jsonl(tmp_path / "x.jsonl") == rows
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):

@@ -1,4 +1,4 @@
-"""Algorithm 1 and the baselines as whole runs on a tiny model, and the command line.
+"""Algorithm 1 and the baselines as whole runs on the nano model, and the command line.
 
 python -m pytest tests/test_train.py"""
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer
 from safetensors.torch import load_file, save_file
 
 import data
@@ -18,6 +17,8 @@ import lamol
 import train
 from lab import rundir
 from lab.options import TEACHER_KEY, UNNAMED, Options, resolve
+from lab.run import NANO
+from model import GPT, GPTConfig
 
 
 def run(arguments, *more) -> Path:
@@ -30,7 +31,7 @@ def run(arguments, *more) -> Path:
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return rundir.read_jsonl(path)
 
 
 def weights(folder):
@@ -123,6 +124,31 @@ def test_a_saved_student_scores_the_same_when_it_is_loaded(lab, capsys):
         assert capsys.readouterr().out.split()[:2] == ["score", f"{last[Path(entry).name]:.2f}"]
 
 
+def test_a_model_is_scored_with_the_answer_budget_of_its_run(lab, monkeypatch):
+    folder = run(lab, "--kd", "none") / "model"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"answer_budgets": {"colors": 2, "sizes": 3}}))
+    asked = []
+    monkeypatch.setattr(
+        eval_file, "generate", lambda m, prompts, budget, stop: asked.append(budget) or [[]] * len(prompts)
+    )
+    for entry in lab[1].split(","):
+        assert eval_file.main(["--model", str(folder), "--task", entry]) == 0
+    assert asked == [2, 3]
+
+
+def test_a_run_ends_with_its_table_some_answers_and_some_dreams(lab, capsys):
+    folder = run(lab, "--kd", "none")
+    said = capsys.readouterr().out
+    assert "model    nano: 1.0M parameters" in said and "device   cpu, float32 (as asked)" in said
+    for task in ("colors", "sizes"):
+        predictions = [x for x in lines(folder / "2-sizes" / "predictions.jsonl") if x["task"] == task][:3]
+        at = said.index(f"{task}, answers to the first test examples after the last stage")
+        assert all(f"-> {x['prediction'] or '(nothing)'}" in said[at:] for x in predictions)
+    assert "colors, pseudo-samples dreamt up before 2-sizes" in said
+    assert said.index("answers to the first") < said.index("average") < said.index("everything is in")
+
+
 def test_a_run_is_a_function_of_its_seed(lab):
     one = run(lab)
     again = run([*lab[:5], str(Path(lab[5]).parent / "other"), *lab[6:]])
@@ -160,6 +186,37 @@ def test_a_teacher_is_the_single_model_and_is_made_once(lab, monkeypatch, capsys
         assert learned == ["teacher", "student"] * 2, change  # but not by these
 
 
+def test_a_teacher_that_is_found_teaches_as_the_one_that_was_made(lab, tmp_path):
+    made = run(lab, "--kd", "word")
+    found = run(
+        lab, "--kd", "word", "--runs-dir", str(tmp_path / "again"), "--teachers", str(tmp_path / "runs/teachers")
+    )
+    assert same(weights(made / "model"), weights(found / "model"))
+
+
+def test_a_teacher_is_taught_again_for_other_examples_slots_or_weights(lab, tmp_path, spied):
+    def taught(*options):
+        spied.clear()
+        run(lab, "--kd", "word", *options)
+        return [call["name"] for call in spied if call["phase"] == "teacher"]
+
+    both, order = ["colors", "sizes"], lab[1].split(",")
+    assert taught() == both and taught("--gamma", "0.1") == []
+    assert taught("--order", ",".join(reversed(order))) == both[::-1]  # each has the other's slot
+    shutil.copytree(NANO, tmp_path / "nano")
+    options = ["--model", str(tmp_path / "nano"), "--lr", "0.001", "--batch-size", "8", "--adam-epsilon", "1e-8"]
+    assert taught(*options) == []  # the same weights under another name
+    weights_of = load_file(tmp_path / "nano" / "model.safetensors")
+    save_file(
+        weights_of | {"transformer.ln_f.bias": weights_of["transformer.ln_f.bias"] + 1},
+        tmp_path / "nano" / "model.safetensors",
+    )
+    assert taught(*options, "--gamma", "0.3") == both
+    with open(tmp_path / "colors" / "train.jsonl", "a", encoding="utf-8") as f:
+        f.write('{"context": "a new one", "question": "color?", "answer": "red"}\n')
+    assert taught("--gamma", "0.4") == ["colors"]
+
+
 def test_an_option_that_does_not_change_a_teacher_is_not_in_its_key():
     fields = {f.name for f in dataclasses.fields(Options)}
     assert set(TEACHER_KEY) < fields and UNNAMED < fields
@@ -174,7 +231,7 @@ def spied(monkeypatch):
 
     def learn(run, model, current, replay, stage, name, phase="student", epochs=0, **keywords):
         call = {"current": current, "replay": replay, "phase": phase, "rule": run.rule, "teacher": None, "lm": True}
-        calls.append(call | {"epochs": epochs or run.o.epochs} | keywords)
+        calls.append(call | {"name": name, "epochs": epochs or run.o.epochs} | keywords)
 
     monkeypatch.setattr(train, "learn", learn)
     return calls
@@ -200,13 +257,83 @@ def test_methods_differ_by_what_they_learn_from(lab, spied):
         first, second = students(*options)
         assert second["current"] != real and len(second["current"]) == len(real)
         assert (second["teacher"] is not None) == soft and second["rule"] == rule
-    tok = byte_tokenizer()
+    tok = data.Tokenizer.nano()
     for r, d in zip(real, second["current"]):  # context and question stay the real ones
         at = r.qa_ids.index(tok.ans_id)
         assert r.qa_ids[: at + 1] == d.qa_ids[: at + 1]
     (both,) = students("--method", "multitask")
     starts = [row.lm_ids[0] for row in both["current"]]
     assert starts == [tok.add_task("colors")] * 9 + [tok.add_task("sizes")] * 8  # each its own task's token
+
+
+@pytest.mark.parametrize("method", ["single", "multitask"])
+def test_qa_only_leaves_out_the_lm_rows(lab, spied, method):
+    for options, lm in (([], True), (["--qa-only"], False)):
+        spied.clear()
+        run(lab, "--method", method, *options)
+        assert spied and all(call["lm"] == lm for call in spied)
+
+
+def test_an_update_is_made_in_training_mode_with_the_options_that_were_given(lab, monkeypatch):
+    asked = {"loss": set(), "weights": set()}
+    rows_loss, token_weights = train.kd.rows_loss, train.kd.token_weights
+
+    def loss(model, teacher, rows, w, temperature, scale):
+        asked["loss"].add((model.training, teacher.training if teacher else None, temperature))
+        return rows_loss(model, teacher, rows, w, temperature, scale)
+
+    def weigh(batch, rule, ans_id, ans_weight, lm_lambda):
+        asked["weights"].add((rule, ans_weight, lm_lambda))
+        return token_weights(batch, rule, ans_id, ans_weight, lm_lambda)
+
+    monkeypatch.setattr(train.kd, "rows_loss", loss)
+    monkeypatch.setattr(train.kd, "token_weights", weigh)
+    run(lab, "--kd", "word", "--temperature", "3", "--ans-weight", "7", "--lm-lambda", "0.5")
+    assert asked["loss"] == {(True, None, 3.0), (True, False, 3.0)}  # a teacher learns without one
+    assert asked["weights"] == {("added", 7.0, 0.5)}
+
+
+def test_every_phase_has_a_random_stream_of_its_own(lab, monkeypatch):
+    keys = []
+
+    def spy(*key):
+        keys.append(key)
+        return seed_of(*key)
+
+    seed_of = rundir.seed_of
+    monkeypatch.setattr(rundir, "seed_of", spy)  # `stream` asks there
+    monkeypatch.setattr(train, "seed_of", spy)
+    run(lab, "--kd", "word", "--seed", "5")
+    wanted = {(5, 2, "colors", "replay", 0)} | {
+        (5, stage * (phase == "student"), name, f"{phase} {what}", epoch)
+        for stage, name in ((1, "colors"), (2, "sizes"))
+        for phase in ("teacher", "student")
+        for what in ("dropout", "batches")
+        for epoch in (1, 2)
+    }
+    assert len(keys) == len(set(keys)) and {(*key, 0)[:5] for key in keys} == wanted
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_gradients_are_clipped_after_they_are_unscaled(lab, dtype):
+    """Gradients of norm 1e-13 are far below Adam's epsilon of 1e-8: nothing is learned from them."""
+    options = ["--method", "finetune", "--weight-decay", "0", "--dtype", dtype]
+    student = weights(run(lab, *options, "--max-grad-norm", "1e-13") / "model")
+    before = load_file(NANO / "model.safetensors")
+    moved = max(float((student[k] - p.float()).abs().max()) for k, p in before.items() if "wte" not in k)
+    assert moved < 1e-6
+    student = weights(run(lab, *options) / "model")
+    assert max(float((student[k] - p.float()).abs().max()) for k, p in before.items() if "wte" not in k) > 1e-4
+
+
+def test_schedule_and_batch_size_count_replay_samples_too(lab, monkeypatch):
+    counted = []
+    monkeypatch.setattr(train, "batch_size", lambda n: counted.append(n) or 4)
+    options = ["--model", str(NANO), "--kd", "none", "--real-replay", "--log-every", "1", "--epochs", "1"]
+    folder = run(lab, *options, "--lr", "0.001", "--warmup-ratio", "0")
+    assert counted == [9, 8 + 4]  # γ = 0.5
+    rates = [line["lr"] for line in lines(folder / "log.jsonl") if line["task"] == "sizes"]
+    assert rates == pytest.approx([0.001 * (12 - seen) / 12 for seen in (0, 4, 8)])
 
 
 def test_lamol_without_gamma_replays_nothing_and_keeps_its_lm_rows(lab, spied):
@@ -222,7 +349,7 @@ def test_the_teachers_of_a_long_multitask_run_learn_for_nine_epochs(lab, spied):
 
 
 def test_a_teacher_answer_that_never_stops_gets_no_eos(lab, monkeypatch):
-    monkeypatch.setattr(train, "predict", lambda m, tok, examples, n, budget: [[65] * budget for _ in examples])
+    monkeypatch.setattr("lab.run.predict", lambda m, tok, examples, n, budget: [[65] * budget for _ in examples])
     calls = []
     monkeypatch.setattr(train, "learn", lambda *a, **k: calls.append(a))  # students by 6 positional arguments
     folder = run(lab, "--kd", "seq")
@@ -232,7 +359,7 @@ def test_a_teacher_answer_that_never_stops_gets_no_eos(lab, monkeypatch):
 
 
 def test_pseudo_data_is_counted_by_reason_and_kept_with_what_was_rejected(lab, capsys, monkeypatch):
-    tok = byte_tokenizer()
+    tok = data.Tokenizer.nano()
     row = [65, tok.ans_id, 66, tok.eos_id]
 
     def generate(model, prompts, *a, **k):
@@ -284,7 +411,7 @@ def test_each_task_has_an_adamw_of_its_own(lab, monkeypatch):
 
 
 def test_weight_decay_spares_biases_and_layer_norms():
-    model = train.GPT(train.GPTConfig(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
+    model = GPT(GPTConfig(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
     decayed, spared = train.optimizer_of(model, Options()).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     assert decayed["weight_decay"] == 0.01 and spared["weight_decay"] == 0
@@ -308,8 +435,8 @@ def error(capsys, arguments, code):
 
 
 def test_the_defaults_are_table_7s_and_the_released_codes():
-    o = resolve(Options())
-    assert (o.lr, o.adam_epsilon, o.epochs, o.max_grad_norm) == (6.25e-5, 1e-4, 9, 1.0)
+    o = resolve(Options(order="woz,sql,cnn"))
+    assert (o.model, o.lr, o.adam_epsilon, o.epochs, o.max_grad_norm) == ("gpt2", 6.25e-5, 1e-4, 9, 1.0)
     assert (o.warmup_ratio, o.temperature, o.top_k, o.weight_decay, o.gamma) == (0.005, 2.0, 20, 0.01, 0.2)
     assert (o.lm_lambda, o.ans_weight, o.batch_size, o.replay_loss, o.updates) == (0.25, 5.0, 0, "released", "shuffled")
 
@@ -366,8 +493,8 @@ def test_bad_data_is_one_line_and_exit_code_1_and_nothing_is_written(lab, capsys
     shutil.copytree(tmp_path / "colors", broken)
     (broken / "test.jsonl").write_text('{"context": "c", "question": "q"}\n')
     assert "test.jsonl, line 1: 'answer' is missing" in error(capsys, [*lab, "--order", str(broken)], 1)
-    shutil.copytree(tmp_path / "tiny", tmp_path / "model_without_a_key")
-    kept = {k: v for k, v in load_file(tmp_path / "tiny" / "model.safetensors").items() if "h.1.mlp.c_fc.bias" not in k}
+    shutil.copytree(NANO, tmp_path / "model_without_a_key")
+    kept = {k: v for k, v in load_file(NANO / "model.safetensors").items() if "h.1.mlp.c_fc.bias" not in k}
     save_file(kept, tmp_path / "model_without_a_key" / "model.safetensors")
     said = error(capsys, [*lab, "--model", str(tmp_path / "model_without_a_key")], 1)
     assert "key 'h.1.mlp.c_fc.bias' is missing" in said
