@@ -91,7 +91,7 @@ def test_weights_load_without_prefix_with_mask_buffers_and_in_half_precision(fol
     def edit(w):
         halves = {k.removeprefix("transformer."): v.half() for k, v in w.items()}
         w.clear()
-        w.update(halves | {"h.0.attn.bias": torch.ones(1, 1, 96, 96), "h.0.attn.masked_bias": torch.tensor(-1e4)})
+        w.update(halves | {"h.0.attn.bias": torch.ones(1, 1, 256, 256), "h.0.attn.masked_bias": torch.tensor(-1e4)})
 
     change(folder, edit)
     for key, p in GPT.from_pretrained(folder).state_dict().items():
@@ -103,11 +103,11 @@ def test_weights_load_without_prefix_with_mask_buffers_and_in_half_precision(fol
     "edit, says",
     [
         (lambda w: w.pop("transformer.ln_f.bias"), "key 'ln_f.bias' is missing"),
-        (lambda w: w.update({"transformer.wpe.weight": torch.zeros(5, 32)}), "'wpe.weight' has shape (5, 32)"),
-        (lambda w: w.update({"lm_head.weight": torch.zeros(257, 32)}), "'lm_head.weight' differs"),
+        (lambda w: w.update({"transformer.wpe.weight": torch.zeros(5, 128)}), "'wpe.weight' has shape (5, 128)"),
+        (lambda w: w.update({"lm_head.weight": torch.zeros(1048, 128)}), "'lm_head.weight' differs"),
         (lambda w: w.update({"transformer.h.0.attn.q": torch.zeros(1)}), "unknown key 'h.0.attn.q'"),
         (lambda w: w.pop("transformer.h.0.ln_1.weight"), "key 'h.0.ln_1.weight' is missing"),
-        (lambda w: w.update({"transformer.h.1.ln_1.weight": torch.zeros(32)}), "unknown key 'h.1.ln_1.weight'"),
+        (lambda w: w.update({"transformer.h.4.ln_1.weight": torch.zeros(128)}), "unknown key 'h.4.ln_1.weight'"),
     ],
 )
 def test_a_wrong_weight_file_is_refused_by_the_name_of_its_key(folder, edit, says):
@@ -122,7 +122,7 @@ def test_a_wrong_weight_file_is_refused_by_the_name_of_its_key(folder, edit, say
         ({"n_head": 5}, "can't be split"),
         ({"n_layer": "2"}, "n_layer must be a positive number"),
         ({"n_layer": 10**7}, "n_layer = 10000000"),
-        ({"n_layer": 2}, r"key 'h\.1\.ln_1\.weight' is missing"),
+        ({"n_layer": 5}, r"key 'h\.4\.ln_1\.weight' is missing"),
         ({"activation_function": "relu"}, "activation_function = 'relu'"),
         ({"model_type": "bert"}, "model_type = 'bert'"),
         ({"resid_pdrop": 7}, "resid_pdrop"),
