@@ -147,7 +147,7 @@ RESULTS = Path(__file__).parent / "results" / "nano"
 def comparison() -> dict[str, tuple[str, int, list[str]]]:
     """The runs: name -> (label, which order, options); five methods in both orders, the rest in the first."""
     runs = [
-        (label, i, f"--order {order} --seed {seed} {options} --eval-every-epoch")
+        (label, i, f"--order {order} --seed {seed} {options}")
         for i, order in enumerate(ORDERS)
         for label, (options, *_) in METHODS.items()
         for seed in SEEDS

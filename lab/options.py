@@ -17,8 +17,8 @@ from lab.toy import GRAMMARS
 from model import DEFAULT_CACHE, PRETRAINED
 
 # What suits a model. The paper's Table 7, and the released code's where that is silent, for all but nano.
-PAPER_DEFAULTS = {"lr": 6.25e-5, "batch_size": 0, "epochs": 9, "adam_epsilon": 1e-4}
-MODEL_DEFAULTS = {"nano": {"lr": 1e-3, "batch_size": 8, "epochs": 9, "adam_epsilon": 1e-8}}
+PAPER_DEFAULTS = {"lr": 6.25e-5, "batch_size": 0, "epochs": 9, "adam_epsilon": 1e-4, "eval_every_epoch": False}
+MODEL_DEFAULTS = {"nano": {"lr": 1e-3, "batch_size": 8, "epochs": 9, "adam_epsilon": 1e-8, "eval_every_epoch": True}}
 
 
 def option(default, help, choices=None):
@@ -61,7 +61,7 @@ class Options:
     adam_epsilon: float = option(None, "AdamW's; default: the model's own, 1e-4, nano 1e-8")
     warmup_ratio: float = option(0.005, "of one epoch's samples")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    eval_every_epoch: bool = option(False, "score after every epoch, not only after every stage (the curves)")
+    eval_every_epoch: bool = option(None, "score after every epoch, not only after every stage; default: nano only")
     micro_batch: int = option(
         0, "examples at once through the model: same loss, other dropout masks; default 0, all that fit"
     )
@@ -129,7 +129,8 @@ def without_effect(o: Options) -> list[str]:
         unused |= {"eval_every_epoch"}
     if o.method == "finetune":
         unused |= {"lm_lambda", "ans_weight"}
-    return [f.name for f in fields(Options) if f.name in unused and getattr(o, f.name) != f.default]
+    own = resolve(Options(order=o.order, method=o.method, kd=o.kd, model=o.model))
+    return [name for name, value in asdict(own).items() if name in unused and getattr(o, name) != value]
 
 
 def name_of(o: Options, tasks: list[str]) -> str:
