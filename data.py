@@ -317,10 +317,10 @@ def plan_epoch(n_current, n_replay, batch_size, updates, generator) -> list[list
 
 
 if __name__ == "__main__":
-    tok = Tokenizer.gpt2()
-    one = Example("food -- how about asian oriental?", "What is the change in state?", "food: asian oriental;")
-    both = encode_example(one, tok.task_id("woz"), tok, max_len=1024)
-    names = {tok.ans_id: "ANS", tok.eos_id: "EOS", tok.task_id("woz"): "TASK", IGNORE: "-"}
+    tok, task = Tokenizer.nano(), load_task("toy.woz", "", "")
+    one = task.train[1]
+    both = encode_example(one, tok.task_id(task.name), tok, max_len=256)
+    names = {tok.ans_id: "ANS", tok.eos_id: "EOS", tok.task_id(task.name): "TASK", IGNORE: "-"}
     print(f"context   {one.context!r}\nquestion  {one.question!r}\nanswer    {one.answer!r}")
     for name, ids, labels in (("QA", both.qa_ids, both.qa_labels), ("LM", both.lm_ids, both.lm_labels)):
         print(f"\n{name} row    {'input':>12}  label")

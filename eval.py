@@ -311,6 +311,7 @@ def read_run(folder: str) -> dict:
 
 
 def main(argv=None) -> int:
+    """The command line: the table of a run, or the scores of a model. Returns the exit code."""
     from lab.options import choose_device
     from lab.rundir import RunError
 

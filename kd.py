@@ -77,6 +77,9 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, token_weights, targets, teacher, temperature, loss_scale):
+        """hidden (N, C), weight (V, C), token_weights, targets (N,), teacher: None for NLL, or its (hidden, weight).
+
+        Returns the weighted sum and, for the log, its N parts. `loss_scale` is GradScaler's: the gradients carry it."""
         kind, (N, V) = hidden.device.type, (len(hidden), len(weight))
         chunk = min(N, CHUNK.get(kind, 512))
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

@@ -102,19 +102,18 @@ def report(samples: list[PseudoSample]) -> str:
 if __name__ == "__main__":
     from eval import load_model
 
+    def stop(message, code):
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(code)
+
     if len(sys.argv) != 3:
-        print(
-            "error: usage is python lamol.py MODEL_FOLDER TASK (a run's `model`, a task it has learned)",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        stop("usage is python lamol.py MODEL_FOLDER TASK (a run's `model`, a task that it has learned)", 2)
     try:
         gpt, tok, _ = load_model(sys.argv[1])
-        tok.task_id(sys.argv[2])
     except (ModelFileError, DataError) as e:
-        sys.exit(f"error: {e}")
-    except KeyError:
-        sys.exit(f"error: task {sys.argv[2]!r}: this model knows {', '.join(tok.slots)}")
+        stop(e, 1)
+    if sys.argv[2] not in tok.slots:
+        stop(f"task {sys.argv[2]!r}: this model knows {', '.join(tok.slots)}", 2)
     stream = torch.Generator().manual_seed(0)
     for one in sample_pseudo_data(gpt, tok, [sys.argv[2]], 5, gpt.config.n_positions, 20, lambda name: stream):
         print(f"\nids      {one.ids[:40]}{' ...' if len(one.ids) > 40 else ''}")

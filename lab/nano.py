@@ -175,10 +175,8 @@ def compare(runs_dir: Path, jobs: int) -> None:
         command = [sys.executable, "train.py", *options, "--runs-dir", str(runs_dir)]
         environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
         with open(log, "w", encoding="utf-8") as out:
-            failed = subprocess.run(
-                command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=RESULTS.parents[2]
-            )
-        if failed.returncode:
+            ended = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=Path(__file__).parents[1])
+        if ended.returncode:
             raise RunError(f"{name} failed; its output is in {log}")
         rundir.write_folder(RESULTS / name, lambda folder: keep(runs_dir / name, folder))
         print(f"{name}: {json.loads((RESULTS / name / 'summary.json').read_text())['average']:.1f}", flush=True)
@@ -205,26 +203,23 @@ def collected() -> dict[tuple[str, int], list[dict]]:
     return found
 
 
-def spread(values: list[float]) -> str:
-    """`mean ± standard deviation` over seeds (n - 1)."""
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{mean(values):.1f}"
+def spread(values: list) -> str:
+    """`mean ± standard deviation` over seeds (n - 1); a dash where there is nothing, or nothing to measure."""
+    if not values or values[0] is None:
+        return "–"
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def comparison_table(found) -> str:
-    """A line a label: average after the last stage by order, forgetting, and what a run took."""
+    """A line a label: seeds, then for each order the average after the last stage and the forgetting."""
     lines = [
-        "| method | seeds | woz, sql, cnn | cnn, woz, sql | forgetting (1st, 2nd order) | seconds |",
+        "| method | seeds | woz, sql, cnn: average | forgetting | cnn, woz, sql: average | forgetting |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for label in (*METHODS, *FURTHER):
         both = [found.get((label, order), []) for order in range(len(ORDERS))]
-        cells = [spread([s["average"] for s in runs]) if runs else "–" for runs in both]
-        lost = [
-            spread([s["forgetting"] for s in runs]) if runs and runs[0]["forgetting"] is not None else "–"
-            for runs in both
-        ]
-        seconds = mean(s["wall_time_s"] for runs in both for s in runs) if any(both) else 0
-        lines.append(f"| {label} | {len(both[0])} | {' | '.join(cells)} | {', '.join(lost)} | {seconds:.0f} |")
+        cells = [spread([s[key] for s in runs]) for runs in both for key in ("average", "forgetting")]
+        lines.append(f"| {label} | {len(both[0])} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -320,6 +315,9 @@ def main(argv=None) -> int:
     except (RunError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: runs that have finished are kept; the same command goes on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

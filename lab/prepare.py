@@ -417,5 +417,5 @@ if __name__ == "__main__":
     try:
         for task in options.tasks:
             print(task, prepare(task, options.data_dir, options.cache_dir))
-    except DataError as error:
+    except (DataError, OSError) as error:
         sys.exit(f"error: {error}")
