@@ -167,6 +167,7 @@ def compare(runs_dir: Path, jobs: int) -> None:
     Raises RunError when a run failed; what the others left is kept, and they are not run again."""
 
     def run(item):
+        """One run; its small files go to the results once it is whole."""
         name, (_, _, options) = item
         if (RESULTS / name / "summary.json").exists():
             return
@@ -286,6 +287,7 @@ def curve(lines: list[dict], task: str) -> dict[int, float]:
 
 
 def main(argv=None) -> int:
+    """The command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     what = parser.add_mutually_exclusive_group(required=True)

@@ -17,9 +17,8 @@ import torch
 from data import Tokenizer, answer_budget, encode_task, load_task
 from eval import draw_curves, predict, score, summarise, table
 from lab import rundir
-from lab.options import Options, choose_device, name_of, without_effect
+from lab.options import Options, choose_device, default_model, name_of, without_effect
 from lab.rundir import RunError
-from lab.toy import GRAMMARS
 from model import GPT, ModelFileError
 
 NANO = Path(__file__).parent / "assets" / "nano"  # made by lab/nano.py
@@ -52,13 +51,18 @@ class Run:
         config |= {"resolved_max_len": self.max_len, "resolved_replay_loss": self.rule}
         config |= {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
         rundir.write_json(self.dir / "config.json", config)
+        self.announce(why)
+
+    def announce(self, why: str) -> None:
+        """Say what will be done, and why it is done so where that was not asked for."""
+        o, dtype = self.o, str(self.dtype).removeprefix("torch.")
         sizes = ", ".join(f"{task.name} ({len(task.train)} / {len(task.test)})" for task in self.tasks)
-        print(f"run      {self.dir}\ntasks    {sizes}, train / test examples")
         size = sum(p.numel() for p in self.pretrained.parameters()) / 1e6
-        toy = all(name in GRAMMARS for name in self.slots)
-        fits = " (all tasks are toy tasks)" if toy and o.model == "nano" else ""
-        print(f"model    {o.model}{fits}: {size:.1f}M parameters, rows of at most {self.max_len} tokens")
-        print(f"device   {self.device}, {config['resolved_dtype']} ({why})")
+        toy = ", as all tasks are toy tasks" if o.model == default_model(list(self.slots)) == "nano" else ""
+        print(f"run      {self.dir}")
+        print(f"tasks    {sizes}, train / test examples")
+        print(f"model    {o.model}{toy}: {size:.1f}M parameters, rows of at most {self.max_len} tokens")
+        print(f"device   {self.device}, {dtype} ({why})")
         how = f"γ {o.gamma:g}, {o.epochs} epochs, seed {o.seed}, replay loss {self.rule}"
         print(f"method   {o.method}, kd {o.kd}, {how}")
         for name in without_effect(o):
@@ -118,7 +122,7 @@ class Run:
         return summary
 
     def worked_examples(self) -> str:
-        """Three answers of the last student a task, and three of the pseudo-samples that were dreamt up of each."""
+        """Three answers of the last student a task, and two of the pseudo-samples that were dreamt up of it a stage."""
         said, answers, dreams = [], {}, {}
         for folder in sorted(self.dir.glob("[0-9]*-*"), key=lambda folder: int(folder.name.split("-")[0])):
             for line in rundir.read_jsonl(folder / "predictions.jsonl"):
