@@ -109,11 +109,11 @@ if __name__ == "__main__":
     if len(sys.argv) != 3:
         stop("usage is python lamol.py MODEL_FOLDER TASK (a run's `model`, a task that it has learned)", 2)
     try:
-        gpt, tok, _ = load_model(sys.argv[1])
+        gpt, tok, config = load_model(sys.argv[1])
     except (ModelFileError, DataError) as e:
         stop(e, 1)
-    if sys.argv[2] not in tok.slots:
-        stop(f"task {sys.argv[2]!r}: this model knows {', '.join(tok.slots)}", 2)
+    if sys.argv[2] not in config["task_slots"]:
+        stop(f"task {sys.argv[2]!r}: this model knows {', '.join(config['task_slots'])}", 2)
     stream = torch.Generator().manual_seed(0)
     for one in sample_pseudo_data(gpt, tok, [sys.argv[2]], 5, gpt.config.n_positions, 20, lambda name: stream):
         print(f"\nids      {one.ids[:40]}{' ...' if len(one.ids) > 40 else ''}")

@@ -245,6 +245,7 @@ def start(o: Options) -> dict:
 
 def main(argv=None) -> int:
     """The command line. Returns the exit code: 0, 1 for bad data or a failed run, 130 when interrupted."""
+    sys.stdout.reconfigure(errors="replace")  # γ is no letter everywhere
     try:
         start(parse(argv))
         return 0

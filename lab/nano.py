@@ -141,7 +141,8 @@ FURTHER = {  # as released, LAMOL's replay loss is `joint` and Word-KD's is `add
     "multitask": "--method multitask",
 }
 SEEDS, FURTHER_SEEDS = range(5), range(3)
-RESULTS = Path(__file__).parent / "results" / "nano"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "lab" / "results" / "nano"
 
 
 def comparison() -> dict[str, tuple[str, int, list[str]]]:
@@ -167,27 +168,35 @@ def compare(runs_dir: Path, jobs: int) -> None:
     Raises RunError when a run failed; what the others left is kept, and they are not run again."""
 
     def run(item):
-        """One run; its small files go to the results once it is whole."""
+        """One run, unless it is there already."""
         name, (_, _, options) = item
         if (RESULTS / name / "summary.json").exists():
             return
-        shutil.rmtree(runs_dir / name, ignore_errors=True)  # cut off by an earlier try
-        log = runs_dir / f"{name}.log"
+        if (runs / name / "summary.json").exists():  # whole, but stopped before it was kept
+            return keep(name)
+        shutil.rmtree(runs / name, ignore_errors=True)  # cut off by an earlier try
+        log = runs / f"{name}.log"
         command = [sys.executable, "train.py", *options, "--runs-dir", str(runs_dir)]
         environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
         with open(log, "w", encoding="utf-8") as out:
-            ended = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=Path(__file__).parents[1])
+            ended = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=ROOT)
         if ended.returncode:
             raise RunError(f"{name} failed; its output is in {log}")
-        rundir.write_folder(RESULTS / name, lambda folder: keep(runs_dir / name, folder))
+        keep(name)
+
+    def keep(name):
+        """The small files of a run that is whole go to the results."""
+
+        def copy(folder):
+            folder.mkdir(parents=True)
+            for file in ("config.json", "scores.jsonl", "summary.json"):
+                shutil.copy(runs / name / file, folder)
+
+        rundir.write_folder(RESULTS / name, copy)
         print(f"{name}: {json.loads((RESULTS / name / 'summary.json').read_text())['average']:.1f}", flush=True)
 
-    def keep(found, folder):
-        folder.mkdir(parents=True)
-        for file in ("config.json", "scores.jsonl", "summary.json"):
-            shutil.copy(found / file, folder)
-
-    runs_dir.mkdir(parents=True, exist_ok=True)
+    runs = ROOT / runs_dir
+    runs.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(run, comparison().items()))
 
@@ -232,6 +241,7 @@ def draw_comparison(found, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    epochs = max(line["epoch"] for line in next(iter(found.values()))[0]["lines"])
     fig = plt.figure(figsize=(11, 11), layout="constrained")
     grid = fig.add_gridspec(4, 2, height_ratios=(1, 1, 1, 1.5))
     for column, order in enumerate(ORDERS):
@@ -247,12 +257,11 @@ def draw_comparison(found, path: Path) -> None:
                     ax.fill_between(
                         x, *zip(*((m - d, m + d) for m, d in zip(middle, sd))), color=color, alpha=0.12, lw=0
                     )
-            epochs = max(x) // len(tasks)
             for stage, learned in enumerate(tasks):
                 ax.axvline(stage * epochs, color="0.5", linestyle="--", linewidth=0.8)
                 if row == 0:
                     ax.text((stage + 0.5) * epochs, 106, f"learns {learned}", ha="center", fontsize=9)
-            ax.set(ylim=(-3, 103), xlim=(0, max(x)), ylabel=f"{task}, %")
+            ax.set(ylim=(-3, 103), xlim=(0, epochs * len(tasks)), ylabel=f"{task}, %")
             if row == len(tasks) - 1:
                 ax.set_xlabel("epochs")
             if (row, column) == (0, 0):
@@ -294,9 +303,7 @@ def main(argv=None) -> int:
     what.add_argument("--vocabulary", action="store_true", help="learn the vocabulary")
     what.add_argument("--pretrain", action="store_true", help="pretrain the model (13 minutes on 2 cores)")
     what.add_argument("--compare", action="store_true", help="all methods on toy tasks (hours); table and figure")
-    parser.add_argument(
-        "--out", default=str(ASSETS), help="folder of vocabulary, model and figure (default %(default)s)"
-    )
+    parser.add_argument("--out", default=str(ASSETS), help="folder of what is made (default %(default)s)")
     parser.add_argument("--runs-dir", default="runs/nano", help="run directories of --compare (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs of --compare at once (default %(default)s)")
     o = parser.parse_args(argv)
@@ -309,7 +316,7 @@ def main(argv=None) -> int:
         elif o.pretrain:
             print(json.dumps(pretrain(out / "nano"), indent=2))
         else:
-            compare(Path(o.runs_dir).resolve(), o.jobs)
+            compare(Path(o.runs_dir), o.jobs)
             found = collected()
             print(comparison_table(found))
             draw_comparison(found, out / "comparison.png")

@@ -127,7 +127,9 @@ def without_effect(o: Options) -> list[str]:
         unused |= {"gamma", "real_replay", "replay_loss", "updates", "top_k"}
     if o.method == "single":  # its models are teachers, which are scored when they are done
         unused |= {"eval_every_epoch"}
-    if o.method == "finetune":
+    if o.gamma == 0:
+        unused |= {"real_replay", "replay_loss", "updates", "top_k"}
+    if o.method == "finetune" or o.qa_only:
         unused |= {"lm_lambda", "ans_weight"}
     own = resolve(Options(order=o.order, method=o.method, kd=o.kd, model=o.model))
     return [name for name, value in asdict(own).items() if name in unused and getattr(o, name) != value]

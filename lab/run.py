@@ -58,10 +58,13 @@ class Run:
         o, dtype = self.o, str(self.dtype).removeprefix("torch.")
         sizes = ", ".join(f"{task.name} ({len(task.train)} / {len(task.test)})" for task in self.tasks)
         size = sum(p.numel() for p in self.pretrained.parameters()) / 1e6
-        toy = ", as all tasks are toy tasks" if o.model == default_model(list(self.slots)) == "nano" else ""
+        default = "all" if o.model == "nano" else "not all"
+        why_model = (
+            f"default: {default} tasks are toy tasks" if o.model == default_model(list(self.slots)) else "as asked"
+        )
         print(f"run      {self.dir}")
         print(f"tasks    {sizes}, train / test examples")
-        print(f"model    {o.model}{toy}: {size:.1f}M parameters, rows of at most {self.max_len} tokens")
+        print(f"model    {o.model} ({why_model}): {size:.1f}M parameters, rows of at most {self.max_len} tokens")
         print(f"device   {self.device}, {dtype} ({why})")
         how = f"γ {o.gamma:g}, {o.epochs} epochs, seed {o.seed}, replay loss {self.rule}"
         print(f"method   {o.method}, kd {o.kd}, {how}")
@@ -125,14 +128,16 @@ class Run:
         """Three answers of the last student a task, and two of the pseudo-samples that were dreamt up of it a stage."""
         said, answers, dreams = [], {}, {}
         for folder in sorted(self.dir.glob("[0-9]*-*"), key=lambda folder: int(folder.name.split("-")[0])):
-            for line in rundir.read_jsonl(folder / "predictions.jsonl"):
-                answers[line["task"], line["id"]] = line["prediction"]  # the last stage's stand
+            lines = rundir.read_jsonl(folder / "predictions.jsonl")
+            for task in self.tasks:  # the last stage's stand
+                answers[task.name] = [x["prediction"] for x in lines if x["task"] == task.name] or answers.get(
+                    task.name
+                )
             for line in rundir.read_jsonl(folder / "pseudo.jsonl") if (folder / "pseudo.jsonl").exists() else ():
                 dreams.setdefault((line["task"], folder.name), []).append(line)
         for task in self.tasks:
             said.append(f"\n{task.name}, answers to the first test examples after the last stage")
-            for e in task.test[:3]:
-                answer = answers[task.name, e.id]
+            for e, answer in list(zip(task.test, answers[task.name]))[:3]:
                 right = "" if answer == e.answer.strip() else f"    (gold: {shorten(e.answer)})"
                 said.append(f"    {shorten(f'{e.context} | {e.question}')}\n        -> {shorten(answer)}{right}")
         for (task, folder), lines in dreams.items():

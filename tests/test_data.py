@@ -116,6 +116,7 @@ def test_what_is_cut_or_rejected_is_counted(tmp_path, tok, capsys):
     assert "of 4 training examples, at 20 tokens: 1 rejected" in (said := capsys.readouterr().out)
     assert "1 answers cut" in said and "2 contexts cut" in said
     assert "2 of 4 test prompts cut, to leave 5 tokens" in said
+    assert "1 of 4 training answers are too long to be generated (5)" in said
     with pytest.raises(DataError, match="no training example fits"):
         encode_task(task, tok, 2)
 

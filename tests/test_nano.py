@@ -1,6 +1,7 @@
 """The tiny vocabulary and weights, how they are made, and the comparison. python -m pytest tests/test_nano.py"""
 
 import json
+import shutil
 from pathlib import Path
 from random import Random
 
@@ -88,7 +89,7 @@ def test_the_comparison_has_every_method_seed_and_order_once():
     five = ("finetune", "LAMOL", "Word-KD", "Seq-KD", "Seq-KD_soft")
     assert all(count[label, order] >= 5 for label in five for order in (0, 1))
     assert all(n >= 3 for n in count.values()) and len(count) == 10 + 7
-    assert len(runs) == sum(count.values())  # no two have one name
+    assert len(runs) == 5 * 5 * 2 + 7 * 3  # no two have one name
 
 
 @pytest.fixture
@@ -127,6 +128,9 @@ def test_the_comparison_skips_what_is_finished_and_repeats_what_was_cut_off(comm
     commands.clear()
     lab.nano.compare(runs, 1)
     assert commands == []
+    shutil.rmtree(tmp_path / "results" / cut_off)  # whole, but not kept yet: kept now, and not run again
+    lab.nano.compare(runs, 1)
+    assert commands == [] and (tmp_path / "results" / cut_off / "summary.json").exists()
 
 
 def test_a_run_that_fails_is_named_and_nothing_of_it_is_kept(commands, monkeypatch, tmp_path, capsys):

@@ -143,7 +143,7 @@ def test_a_model_is_scored_with_the_answer_budget_of_its_run(lab, monkeypatch):
 def test_a_run_ends_with_its_table_some_answers_and_some_dreams(lab, capsys):
     folder = run(lab, "--kd", "none")
     said = capsys.readouterr().out
-    assert "model    nano: 1.0M parameters" in said and "device   cpu, float32 (as asked)" in said
+    assert "model    nano (as asked): 1.0M parameters" in said and "device   cpu, float32 (as asked)" in said
     for task in ("colors", "sizes"):
         predictions = [x for x in lines(folder / "2-sizes" / "predictions.jsonl") if x["task"] == task][:3]
         at = said.index(f"{task}, answers to the first test examples after the last stage")
@@ -461,6 +461,8 @@ def test_options_that_the_method_has_no_use_for_are_said(lab, capsys):
     run(lab, "--method", "finetune", "--temperature", "3")
     said = capsys.readouterr().out
     assert "note     --gamma has no effect with --method finetune" in said and "note     --temperature" in said
+    run(lab, "--kd", "word", "--gamma", "0", "--updates", "alternate")
+    assert "note     --updates has no effect" in capsys.readouterr().out
     run(lab, "--kd", "word")
     assert "note  " not in capsys.readouterr().out
 
