@@ -227,9 +227,7 @@ def encode_task(task: Task, tokenizer: Tokenizer, max_len: int) -> list[Encoded]
     budget = answer_budget(task, tokenizer, max_len)
     for split, examples in (("training", task.train), ("test", task.test)):
         if cut := sum(len(tokenizer.encode(e.answer)) + 1 > budget for e in examples):
-            print(
-                f"{task.name}: {cut} of {len(examples)} {split} answers are longer than a generated one can be ({budget})"
-            )
+            print(f"{task.name}: {cut} of {len(examples)} {split} answers are too long to be generated ({budget})")
     lengths = (len(tokenizer.encode(e.context)) + len(tokenizer.encode(e.question)) + 1 for e in task.test)
     if cut := sum(n + budget > max_len for n in lengths):
         print(f"{task.name}: {cut} of {len(task.test)} test prompts cut, to leave {budget} tokens for the answer")
