@@ -105,6 +105,7 @@ class Attention(nn.Module):
         self.n_head, self.dropout, self.layer = config.n_head, config.dropout, layer
 
     def forward(self, x, cache: KVCache | None = None, used: int = 0):
+        """x (B, T, C) -> (B, T, C); `cache` and `used` as in GPT.hidden."""
         B, T, C = x.size()
         q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).split(C, dim=2))
         if used:  # decoding: one new token a row against everything cached
