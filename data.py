@@ -29,6 +29,8 @@ IGNORE = -1  # a position that is not supervised
 SLOTS = 45  # GPT-2's 50,257 tokens + ANS + PAD + 45 task slots = 50,304
 METRICS = {"woz": "joint_goal_em", "sql": "lfem", "cnn": "rouge"}  # the registered tasks, in the order of their slots
 METRICS |= {"toy.woz": "joint_goal_em", "toy.sql": "lfem", "toy.cnn": "rouge", "toy.e2e": "rouge", "toy.ag": "em"}
+METRICS |= dict.fromkeys(("e2e", "rnnlg.rest", "rnnlg.hotel", "rnnlg.tv", "rnnlg.laptop"), "rouge")
+METRICS |= dict.fromkeys(("ag", "yelp", "amazon", "dbpedia", "yahoo"), "em")
 VOCABULARY = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # where tiktoken gets it
 VOCABULARY_FILES = ("vocab.bpe", "encoder.json")
 NANO_VOCABULARY = Path(__file__).parent / "lab" / "assets" / "nano.tiktoken"  # made by lab/nano.py
@@ -38,7 +40,7 @@ GROUP_TOKENS = 4096  # padded tokens that go through the model at once
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its answer; `meta` is what the metric needs besides (a turn's identity, a logical form)."""
+    """One question with its answer; `meta` is what the metric needs besides: see `check_meta`."""
 
     context: str
     question: str
@@ -49,7 +51,7 @@ class Example:
 
 @dataclass
 class Task:
-    """A data set: its name, its metric, its examples. What is not registered in METRICS is scored by exact match."""
+    """A data set: its name, its metric, its examples. A task of the user's names its metric in task.json, else em."""
 
     name: str
     metric: str
@@ -76,13 +78,54 @@ def task_name(entry: str) -> str:
 def load_task(entry: str, data_dir: str, cache_dir: str, limit: int = 0) -> Task:
     """The task behind an entry of --order, each split cut to its first `limit` examples. Raises DataError."""
     name = task_name(entry)
+    metric = METRICS.get(name) or metric_of(Path(entry) / "task.json")
     if name in GRAMMARS:
         splits = [toy_rows(name, split, n) for split, n in SIZES.items()]
     else:
         folder = prepare(name, data_dir, cache_dir) if name in METRICS else Path(entry)
         splits = [read_jsonl(folder / f"{split}.jsonl") for split in ("train", "test")]
+        for n, row in enumerate(splits[1], 1):
+            try:
+                check_meta(metric, row["meta"])
+            except (KeyError, TypeError, ValueError) as e:
+                raise DataError(
+                    f"{folder / 'test.jsonl'}, example {n}: 'meta' lacks what {metric} needs ({e})"
+                ) from None
     train, test = ([Example(**row) for row in rows[: limit or None]] for rows in splits)
-    return Task(name, METRICS.get(name, "em"), train, test)
+    return Task(name, metric, train, test)
+
+
+def metric_of(path: Path) -> str:
+    """The metric of a user's task: `{"metric": "rouge"}` in its folder's task.json, or em. Raises DataError."""
+    if not path.exists():
+        return "em"
+    known = ", ".join(dict.fromkeys(METRICS.values()))
+    try:
+        metric = json.loads(path.read_text(encoding="utf-8"))["metric"]
+        if metric not in METRICS.values():
+            raise ValueError(f"metric {metric!r} is not known")
+        return metric
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as e:
+        raise DataError(f'{path}: {{"metric": one of {known}}} is expected ({e})') from None
+
+
+def check_meta(metric: str, meta: dict) -> None:
+    """Raises KeyError, TypeError or ValueError where a test example's `meta` lacks what its metric needs.
+
+    joint_goal_em: turn, as `<language>_<dialogue>_<turn>`, in dialogue order. lfem: sql {sel, agg, conds: [[column,
+    operator, value]]} and the header it points into. rouge: references, if there are several (--multi-reference)."""
+    texts = []
+    if metric == "joint_goal_em":
+        texts = [meta["turn"]]
+    elif metric == "lfem":
+        texts, form = meta["header"], meta["sql"]
+        indices = [form["sel"], form["agg"], *(i for column, op, _ in form["conds"] for i in (column, op))]
+        if not texts or any(type(i) is not int for i in indices):
+            raise ValueError("sel, agg, columns and operators are numbers")
+    elif metric == "rouge":
+        texts = meta.get("references", [])
+    if not isinstance(texts, list) or any(not isinstance(text, str) for text in texts):
+        raise ValueError("a list of texts is expected")
 
 
 # ---------------------------------------------------------------------- text <-> ids

@@ -17,7 +17,7 @@ from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from data import METRICS, DataError, Task, Tokenizer, answer_budget, encode_prompt, load_task, task_name
-from model import GPT, ModelFileError, generate
+from model import GPT, ModelFileError, beam_search, generate
 
 # ---------------------------------------------------------------------- WOZ: dialogue-state exact match (dsEM)
 
@@ -181,8 +181,10 @@ def exact_match(predictions, answers) -> float:
 # ---------------------------------------------------------------------- scoring a model
 
 
-def score(task: Task, predictions: list[str]) -> dict[str, float]:
-    """Every metric of a task on its test examples; `score` is the one that counts."""
+def score(task: Task, predictions: list[str], multi_reference: bool = False) -> dict[str, float]:
+    """Every metric of a task on its test examples; `score` is the one that counts.
+
+    multi_reference: a meaning representation with several references (E2E) counts once, against all of them."""
     answers = [example.answer for example in task.test]
     metas = [example.meta for example in task.test]
     if task.metric == "joint_goal_em":
@@ -191,15 +193,22 @@ def score(task: Task, predictions: list[str]) -> dict[str, float]:
         matches = logical_form_matches(predictions, [m["sql"] for m in metas], [m["header"] for m in metas])
         scores = {"lfem": 100 * sum(matches) / max(1, len(matches))}
     elif task.metric == "rouge":
-        scores = rouge_scores(predictions, answers)
+        pairs = list(zip(predictions, answers, strict=True))
+        if multi_reference:
+            keys = [e.context if "references" in e.meta else i for i, e in enumerate(task.test)]
+            golds = [e.meta.get("references", e.answer) for e in task.test]
+            pairs = list(dict(zip(keys, zip(predictions, golds))).values())
+        scores = rouge_scores(*zip(*pairs))
     else:
         scores = {"em": exact_match(predictions, answers)}
     return {"score": scores[task.metric], **scores}
 
 
-def predict(model: GPT, tokenizer: Tokenizer, examples, max_len: int, budget: int) -> list[list[int]]:
-    """Greedy answers to examples, as ids, EOS included where it was reached."""
+def predict(model: GPT, tokenizer: Tokenizer, examples, max_len: int, budget: int, beams: int = 1) -> list[list[int]]:
+    """Greedy answers to examples, or those of a beam search, as ids, EOS included where it was reached."""
     prompts = [encode_prompt(e.context, e.question, tokenizer, max_len, budget) for e in examples]
+    if beams > 1:
+        return beam_search(model, prompts, budget, tokenizer.eos_id, beams)
     return generate(model, prompts, budget, tokenizer.eos_id)
 
 
@@ -229,9 +238,7 @@ def summarise(method: str, order: list[str], rows: list[dict]) -> dict:
     R = {}
     for row in rows:  # the last epoch of a stage stands
         R.setdefault(row["stage"], {})[row["task"]] = row["score"]
-    T, last = max(R), R[max(R)]
-    if method == "single":  # independent models: each task has its own last stage
-        last = {task: R[m][task] for m, task in enumerate(order, 1)}
+    T, last = max(R), final_scores(method, order, R)
 
     def r(i, j):  # R[i][j], tasks counted from 1
         return R[i][order[j - 1]]
@@ -246,6 +253,13 @@ def summarise(method: str, order: list[str], rows: list[dict]) -> dict:
         "forgetting": mean([max(r(i, j) for i in range(T)) - r(T, j) for j in earlier]),
         "forward_transfer": mean([r(j, j + 1) - r(0, j + 1) for j in earlier]),
     }
+
+
+def final_scores(method: str, order: list[str], R: dict[int, dict]) -> dict[str, float]:
+    """Task -> its score in the end: after the last stage, or with `single`, whose models are independent, its own."""
+    if method == "single":
+        return {task: R[m][task] for m, task in enumerate(order, 1)}
+    return R[max(R)]
 
 
 def mean(values):
@@ -323,6 +337,7 @@ def main(argv=None) -> int:
     parser.add_argument("--data-dir", default="~/.cache/l2kd/raw", help="raw files (default %(default)s)")
     parser.add_argument("--cache-dir", default="~/.cache/l2kd", help="prepared data (default %(default)s)")
     parser.add_argument("--limit", type=int, default=0, help="first N examples of each split (0: all)")
+    parser.add_argument("--multi-reference", action="store_true", help="E2E: score against all references of a meaning")
     parser.add_argument("--device", default="auto", help="auto (CUDA, then CPU), cpu, cuda, mps (default %(default)s)")
     options = parser.parse_args(argv)
     if options.limit < 0:
@@ -343,7 +358,8 @@ def main(argv=None) -> int:
         budget = config.get("answer_budgets", {}).get(task.name) or answer_budget(task, tokenizer, max_len)
         device, _, _ = choose_device(options.device)
         answers = predict(model.to(device), tokenizer, task.test, max_len, budget)
-        for name, value in score(task, [tokenizer.decode(ids) for ids in answers]).items():
+        texts = [tokenizer.decode(ids) for ids in answers]
+        for name, value in score(task, texts, options.multi_reference).items():
             print(f"{name:<16} {value:6.2f}")
         return 0
     except (DataError, ModelFileError, RunError, OSError) as e:

@@ -33,7 +33,7 @@ PRETRAINED = {  # name -> (address, SHA-256 where one is published)
     "gpt2-xl": (f"{HUB}/gpt2-xl/resolve/main/model.safetensors", None),
 }
 DEFAULT_CACHE = "~/.cache/l2kd"
-CACHE_BYTES, MAX_ROWS = 2**31, 256  # what the keys and values of one chunk of `generate` may take; its rows
+CACHE_BYTES, MAX_ROWS = 2**31, 256  # what the keys and values of one chunk of prompts may take; its rows
 PLAIN = {"model_type": "gpt2", "activation_function": "gelu_new", "n_inner": None, "scale_attn_weights": True}
 PLAIN |= {"scale_attn_by_inverse_layer_idx": False}  # a config.json that says otherwise is another model's
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored (in, out), used (out, in)
@@ -88,11 +88,9 @@ class KVCache:
         visible = torch.arange(used, device=k.device) <= self.length[:, None]
         return self.kv[0, layer][:, :, :used], self.kv[1, layer][:, :, :used], visible[:, None, None]
 
-    def keep(self, rows: torch.Tensor, used: int) -> None:
-        """Drop all rows but `rows` (b,), with their first `used` columns."""
-        kv = torch.zeros_like(self.kv[:, :, : len(rows)])
-        kv[..., :used, :] = self.kv[:, :, rows, :, :used]
-        self.kv, self.length = kv, self.length[rows]
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with `rows` (b,) alone, in their order; a row named twice becomes two."""
+        self.kv, self.length = self.kv.index_select(2, rows), self.length[rows]
 
 
 class Attention(nn.Module):
@@ -343,6 +341,26 @@ def next_token(logits, u, top_k, temperature):
     return ids.gather(1, j.to(ids.device))[:, 0]
 
 
+def cut(model, prompts, max_new_tokens, beams=1):
+    """The new tokens that each prompt may get, and the prompts' numbers in chunks: the longest first, and as many in a
+    chunk as keep rows x columns of its cache within the budget, with `beams` rows a prompt."""
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        if not prompt or len(prompt) + max(limit, 1) - 1 > model.config.n_positions:
+            wanted = f"1 token or more, and at most {model.config.n_positions} with the new ones"
+            raise ValueError(f"prompt {i} has {len(prompt)} tokens and {limit} to come: needs {wanted}")
+    columns = [len(prompt) + limit for prompt, limit in zip(prompts, limits)]
+    todo = sorted((i for i in range(len(prompts)) if limits[i] > 0), key=lambda i: (columns[i], i))
+    column_bytes = 4 * 2 * model.config.n_layer * model.config.n_embd  # 4 bytes a number, keys and values
+    budget = CACHE_BYTES // column_bytes  # columns that all rows of a chunk may have together
+    chunks = []
+    while todo:
+        n = max(1, min(MAX_ROWS, budget // columns[todo[-1]]) // beams)
+        chunks.append(todo[-n:])
+        todo = todo[:-n]
+    return limits, chunks
+
+
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.0, generator=None):
     """Continue every prompt until `stop_id` (kept) or `max_new_tokens` (an int, or one a prompt).
@@ -351,22 +369,12 @@ def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.
     Greedy when top_k is None. Otherwise each row samples with random numbers of its own, seeded one a prompt from
     `generator` (a CPU generator), so a row does not depend on its batch mates. Raises ValueError for an empty prompt
     or one that does not fit into the context together with its new tokens."""
-    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-        if not prompt or len(prompt) + max(limit, 1) - 1 > model.config.n_positions:
-            wanted = f"1 token or more, and at most {model.config.n_positions} with the new ones"
-            raise ValueError(f"prompt {i} has {len(prompt)} tokens and {limit} to come: needs {wanted}")
+    limits, chunks = cut(model, prompts, max_new_tokens)
     seeds = torch.randint(2**62, (len(prompts),), generator=generator).tolist() if top_k is not None else None
-    columns = [len(prompt) + limit for prompt, limit in zip(prompts, limits)]
-    todo = sorted((i for i in range(len(prompts)) if limits[i] > 0), key=lambda i: (columns[i], i))
-    column_bytes = 4 * 2 * model.config.n_layer * model.config.n_embd  # 4 bytes a number, keys and values
-    budget = CACHE_BYTES // column_bytes  # columns that all rows of a chunk may have together
     was_training = model.training
     model.eval()
     out = [[] for _ in prompts]
-    while todo:  # the longest first; as many rows as keep rows x columns within the budget
-        n = max(1, min(MAX_ROWS, budget // columns[todo[-1]]))
-        todo, chunk = todo[:-n], todo[-n:]
+    for chunk in chunks:
         u = None
         if top_k is not None:  # (B, steps): the random numbers of a row are a function of its seed alone
             streams = [torch.Generator().manual_seed(seeds[i]) for i in chunk]
@@ -381,14 +389,19 @@ def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.
     return out
 
 
-def decode(model, prompts, limits, stop_id, pick, u=None):
-    """The new tokens of one chunk of prompts: all prompts in one forward pass, then a token a row at a time."""
-    lengths = [len(p) for p in prompts]
+def prefill(model, prompts, limits):
+    """All prompts in one forward pass: the hidden state of the last token of each (B, C), and the cache."""
     ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(model.device)  # (B, T)
-    cache = KVCache(model, len(prompts), max(map(sum, zip(lengths, limits))))
-    last = torch.tensor(lengths, device=model.device) - 1
-    hidden = model.hidden(ids, cache)[torch.arange(len(ids), device=model.device), last]  # (B, C)
-    cache.length += last + 1
+    length = torch.tensor([len(p) for p in prompts], device=model.device)
+    cache = KVCache(model, len(prompts), max(len(p) + limit for p, limit in zip(prompts, limits)))
+    hidden = model.hidden(ids, cache)[torch.arange(len(ids), device=model.device), length - 1]
+    cache.length += length
+    return hidden, cache
+
+
+def decode(model, prompts, limits, stop_id, pick, u=None):
+    """The new tokens of one chunk of prompts, a token a row at a time."""
+    hidden, cache = prefill(model, prompts, limits)
     out = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # the prompts still in the cache, in cache order
     for t in range(max(limits)):
@@ -401,11 +414,70 @@ def decode(model, prompts, limits, stop_id, pick, u=None):
                     going.append(j)
         if not going:
             break
-        used = max(lengths[rows[j]] for j in going) + t + 1  # cache columns in use once this token is in
+        used = max(len(prompts[rows[j]]) for j in going) + t + 1  # cache columns in use once this token is in
         if len(going) <= 0.75 * len(rows):  # drop finished rows, but copy the cache seldom
             keep = torch.tensor(going, device=model.device)
-            cache.keep(keep, used - 1)
+            cache.keep(keep)
             token, rows, going = token[keep], [rows[j] for j in going], list(range(len(going)))
         hidden = model.hidden(token[:, None], cache, used)[:, 0]
         cache.length[going] += 1
     return out
+
+
+@torch.no_grad()
+def beam_search(model, prompts, max_new_tokens, stop_id, beams):
+    """The best continuation found with `beams` beams: Section 2.2, the teacher's "beam search output" in Seq-KD.
+
+    Arguments, result and errors as in `generate`, and one beam is its greedy decoding. Raises ValueError also for less
+    than one beam, and for more than half the vocabulary: the first step needs two words a beam."""
+    if not 1 <= beams <= model.config.vocab_size // 2:
+        raise ValueError(f"{beams} beams: needs 1 or more, and at most half of {model.config.vocab_size} words")
+    limits, chunks = cut(model, prompts, max_new_tokens, beams)
+    was_training = model.training
+    model.eval()
+    out = [[] for _ in prompts]
+    for chunk in chunks:
+        found = decode_beams(model, [prompts[i] for i in chunk], [limits[i] for i in chunk], stop_id, beams)
+        for i, new in zip(chunk, found):
+            out[i] = new
+    model.train(was_training)
+    return out
+
+
+def decode_beams(model, prompts, limits, stop_id, beams):
+    """The best answer y found to each prompt x of one chunk, by the rules of transformers with `early_stopping=True`.
+
+        score(y) = 1/|y| Σ_t log P(y_t | x, y_<t)        |y| counts the stop token
+
+    A step keeps the best 2K continuations of the K = `beams` beams: up to K of them may be the stop token. Those of the
+    best K that stop or reach the limit are answers; the best K that don't stop are the next beams. A prompt is done
+    once it has K answers."""
+    hidden, cache = prefill(model, prompts, limits)
+    answers = [[] for _ in prompts]  # (score, tokens)
+    todo = list(range(len(prompts)))  # the prompts still in the cache: a row each at first, then a row for each beam
+    y = torch.zeros(len(todo), 0, dtype=torch.long, device=model.device)  # (rows, t)
+    total = torch.zeros(len(todo), device=model.device)  # (rows,): Σ_t log P
+    for t in range(1, max(limits) + 1):
+        logits = model.head(hidden)  # (rows, V)
+        log_p = logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        sums = (total[:, None] + log_p).view(len(todo), -1)  # (b, rows / b * V)
+        total, index = sums.topk(2 * beams)  # (b, 2K), best first
+        index += torch.arange(len(todo), device=index.device)[:, None] * sums.size(1)
+        row, token = index // logits.size(1), index % logits.size(1)
+        y = torch.cat([y[row], token[:, :, None]], dim=2)  # (b, 2K, t)
+        stopped = token == stop_id
+        at_limit = torch.tensor([limits[i] == t for i in todo], device=index.device)
+        for j, k in (stopped | at_limit[:, None])[:, :beams].nonzero().tolist():
+            answers[todo[j]].append((total[j, k].item() / t, y[j, k].tolist()))
+        going = [j for j, i in enumerate(todo) if len(answers[i]) < beams]
+        if not going:
+            break
+        todo = [todo[j] for j in going]
+        best = stopped[going].int().argsort(dim=1, stable=True)[:, :beams]  # (b, K)
+        at = torch.tensor(going, device=index.device)[:, None], best
+        total, y, row = total[at].flatten(), y[at].flatten(0, 1), row[at].flatten()
+        cache.keep(row)
+        used = max(len(prompts[i]) for i in todo) + t  # cache columns in use once this token is in
+        hidden = model.hidden(y[:, -1:], cache, used)[:, 0]
+        cache.length += 1
+    return [max(found)[1] for found in answers]

@@ -21,6 +21,7 @@ Algorithm 1, for each task m of the stream (D_m its data, θ_T the teacher, θ_S
 """
 
 import sys
+import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -121,16 +122,19 @@ def get_teacher(run, task):
     folder = Path(o.teachers).expanduser() / f"{task.name}-{rundir.key_of(key)}"
     if folder.is_dir():
         print(f"teacher  of {task.name}: found in {folder}")
+        run.teacher_time += rundir.read_json(folder / "config.json").get("seconds", 0.0)
         return GPT.from_pretrained(folder / "model").to(run.device)
-    model = run.fresh()
+    began, model = time.time(), run.fresh()
     learn(run, model, run.encoded[task.name], [], 0, task.name, "teacher", epochs, lm=not o.qa_only)
+    seconds = round(time.time() - began, 1)
+    run.teacher_time, run.teacher_time_here = run.teacher_time + seconds, run.teacher_time_here + seconds
     scores, predictions = run.examine(model, task, 0, epochs)
 
     def fill(temporary):
         run.save(model, temporary / "model")
         rundir.write_jsonl(temporary / "predictions.jsonl", predictions)
         rundir.write_jsonl(temporary / "scores.jsonl", [scores])
-        rundir.write_json(temporary / "config.json", key)
+        rundir.write_json(temporary / "config.json", key | {"seconds": seconds})
 
     rundir.write_folder(folder, fill)
     print(f"teacher  of {task.name}: {scores['score']:.1f}, kept in {folder}")
@@ -143,11 +147,11 @@ def frozen(run, teacher):
 
 
 def teacher_answers(run, teacher, task, folder):
-    """Section 2.2, Seq-KD: the task's rows with the teacher's greedy answers in place of the data's.
+    """Section 2.2, Seq-KD: the task's rows with the teacher's answers (greedy or by beam search) for the data's.
 
     Context and question stay the real ones; an answer that never stopped gets no EOS."""
     tok, rows, lines = run.tokenizer, [], []
-    for example, ids in zip(task.train, run.answers(teacher, task, task.train)):
+    for example, ids in zip(task.train, run.answers(teacher, task, task.train, run.o.kd_beam)):
         stopped = ids[-1:] == [tok.eos_id]
         answer = ids[:-1] if stopped else ids
         c, q = tok.encode(example.context), tok.encode(example.question)

@@ -9,13 +9,9 @@ import argparse
 import base64
 import json
 import math
-import os
 import platform
-import shutil
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -27,7 +23,7 @@ from tqdm import tqdm
 import kd
 from data import PATTERN, Tokenizer
 from lab import rundir
-from lab.options import name_of, parse
+from lab.paper import METHODS, draw_task, name_for, run_all, spread
 from lab.rundir import RunError
 from lab.toy import GRAMMARS, toy_rows
 from model import GPT, GPTConfig
@@ -124,13 +120,6 @@ def pretrain(folder: Path, steps: int = STEPS) -> dict:
 # ---------------------------------------------------------------------- the comparison
 
 ORDERS = ("toy.woz,toy.sql,toy.cnn", "toy.cnn,toy.woz,toy.sql")
-METHODS = {  # label -> options of train.py; a colour that colour-blind eyes tell apart, a line that grey print does
-    "finetune": ("--method finetune", "#000000", ":"),
-    "LAMOL": ("--kd none", "#E69F00", "-"),
-    "Word-KD": ("--kd word", "#0072B2", "--"),
-    "Seq-KD": ("--kd seq", "#009E73", "-."),
-    "Seq-KD_soft": ("--kd seqsoft", "#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
-}
 FURTHER = {  # as released, LAMOL's replay loss is `joint` and Word-KD's is `added`: these are not run twice
     "Word-KD without replay": "--kd word --gamma 0",
     "LAMOL, added": "--kd none --replay-loss added",
@@ -154,51 +143,13 @@ def comparison() -> dict[str, tuple[str, int, list[str]]]:
         for seed in SEEDS
     ]
     runs += [(label, 0, f"--order {ORDERS[0]} --seed {s} {o}") for label, o in FURTHER.items() for s in FURTHER_SEEDS]
-    return {run_name_of(options.split()): (label, i, options.split()) for label, i, options in runs}
-
-
-def run_name_of(arguments: list[str]) -> str:
-    o = parse(arguments)
-    return name_of(o, o.order.split(","))
+    return {name_for(options.split()): (label, i, options.split()) for label, i, options in runs}
 
 
 def compare(runs_dir: Path, jobs: int) -> None:
-    """Run what has no result yet, each run a command of its own; then the table, and the figure in lab/assets/.
-
-    Raises RunError when a run failed; what the others left is kept, and they are not run again."""
-
-    def run(item):
-        """One run, unless it is there already."""
-        name, (_, _, options) = item
-        if (RESULTS / name / "summary.json").exists():
-            return
-        if (runs / name / "summary.json").exists():  # whole, but stopped before it was kept
-            return keep(name)
-        shutil.rmtree(runs / name, ignore_errors=True)  # cut off by an earlier try
-        log = runs / f"{name}.log"
-        command = [sys.executable, "train.py", *options, "--runs-dir", str(runs_dir)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-        with open(log, "w", encoding="utf-8") as out:
-            ended = subprocess.run(command, stdout=out, stderr=out, env=environment, cwd=ROOT)
-        if ended.returncode:
-            raise RunError(f"{name} failed; its output is in {log}")
-        keep(name)
-
-    def keep(name):
-        """The small files of a run that is whole go to the results."""
-
-        def copy(folder):
-            folder.mkdir(parents=True)
-            for file in ("config.json", "scores.jsonl", "summary.json"):
-                shutil.copy(runs / name / file, folder)
-
-        rundir.write_folder(RESULTS / name, copy)
-        print(f"{name}: {json.loads((RESULTS / name / 'summary.json').read_text())['average']:.1f}", flush=True)
-
-    runs = ROOT / runs_dir
-    runs.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, comparison().items()))
+    """Run what has no result yet, each run a command of its own. Raises RunError when a run failed."""
+    runs = {name: [*options, "--runs-dir", str(runs_dir)] for name, (_, _, options) in comparison().items()}
+    run_all(runs, runs_dir, RESULTS, jobs)
 
 
 def collected() -> dict[tuple[str, int], list[dict]]:
@@ -211,13 +162,6 @@ def collected() -> dict[tuple[str, int], list[dict]]:
                 summary | {"lines": rundir.read_jsonl(RESULTS / name / "scores.jsonl")}
             )
     return found
-
-
-def spread(values: list) -> str:
-    """`mean ± standard deviation` over seeds (n - 1); a dash where there is nothing, or nothing to measure."""
-    if not values or values[0] is None:
-        return "–"
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def comparison_table(found) -> str:
@@ -248,20 +192,12 @@ def draw_comparison(found, path: Path) -> None:
         tasks = order.split(",")
         for row, task in enumerate(sorted(tasks, key=ORDERS[0].split(",").index)):
             ax = fig.add_subplot(grid[row, column])
-            for label, (_, color, line) in METHODS.items():
-                curves = [curve(summary["lines"], task) for summary in found.get((label, column), [])]
-                if curves:
-                    x, y = list(curves[0]), list(zip(*(c.values() for c in curves)))
-                    middle, sd = [mean(v) for v in y], [stdev(v) if len(v) > 1 else 0.0 for v in y]
-                    ax.plot(x, middle, color=color, linestyle=line, label=label, linewidth=1.6)
-                    ax.fill_between(
-                        x, *zip(*((m - d, m + d) for m, d in zip(middle, sd))), color=color, alpha=0.12, lw=0
-                    )
+            lines = {label: [s["lines"] for s in found.get((label, column), [])] for label in METHODS}
+            draw_task(ax, task, tasks, epochs, lines)
             for stage, learned in enumerate(tasks):
-                ax.axvline(stage * epochs, color="0.5", linestyle="--", linewidth=0.8)
                 if row == 0:
                     ax.text((stage + 0.5) * epochs, 106, f"learns {learned}", ha="center", fontsize=9)
-            ax.set(ylim=(-3, 103), xlim=(0, epochs * len(tasks)), ylabel=f"{task}, %")
+            ax.set_ylim(-3, 103)
             if row == len(tasks) - 1:
                 ax.set_xlabel("epochs")
             if (row, column) == (0, 0):
@@ -287,12 +223,6 @@ def draw_comparison(found, path: Path) -> None:
     ax.set_title("plain: order woz, sql, cnn; hatched: cnn, woz, sql; whiskers: one standard deviation", fontsize=9)
     fig.savefig(path, dpi=110)
     plt.close(fig)
-
-
-def curve(lines: list[dict], task: str) -> dict[int, float]:
-    """Epochs since the start of the run -> score of a task."""
-    epochs = max(line["epoch"] for line in lines)
-    return {max(0, x["stage"] - 1) * epochs + x["epoch"]: x["score"] for x in lines if x["task"] == task}
 
 
 def main(argv=None) -> int:

@@ -38,6 +38,7 @@ class Options:
         "",
         f"{', '.join(PRETRAINED)}, nano, or a folder in that layout; default: nano for toy tasks, else gpt2",
     )
+    kd_beam: int = option(1, "beams of the teacher's answers in seq and seqsoft; 1: greedy")
     gamma: float = option(0.2, "γ: pseudo-samples, as a share of the new task's examples")
     seed: int = option(0, "of everything random")
     epochs: int = option(
@@ -62,6 +63,7 @@ class Options:
     warmup_ratio: float = option(0.005, "of one epoch's samples")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     eval_every_epoch: bool = option(None, "score after every epoch, not only after every stage; default: nano only")
+    multi_reference: bool = option(False, "score against all references of a meaning representation (e2e)")
     micro_batch: int = option(
         0, "examples at once through the model: same loss, other dropout masks; default 0, all that fit"
     )
@@ -90,7 +92,7 @@ UNNAMED = {
 # ... and these change a teacher, besides its task, slot, data, epochs, row length and pretrained weights.
 TEACHER_KEY = ("seed", "lr", "batch_size", "qa_only", "lm_lambda", "ans_weight", "weight_decay", "adam_epsilon")
 TEACHER_KEY += ("warmup_ratio", "max_grad_norm", "micro_batch")
-POSITIVE = {"epochs", "lr", "temperature", "top_k", "log_every", "max_grad_norm"}
+POSITIVE = {"kd_beam", "epochs", "lr", "temperature", "top_k", "log_every", "max_grad_norm"}
 
 
 def resolve(o: Options) -> Options:
@@ -123,6 +125,8 @@ def default_model(tasks: list[str]) -> str:
 def without_effect(o: Options) -> list[str]:
     """Options that were changed although the method has no use for them; they are printed, not refused."""
     unused = {"temperature"} if o.kd not in ("word", "seqsoft") else set()
+    if o.kd not in ("seq", "seqsoft"):
+        unused |= {"kd_beam"}
     if o.method != "lamol":
         unused |= {"gamma", "real_replay", "replay_loss", "updates", "top_k"}
     if o.method == "single":  # its models are teachers, which are scored when they are done

@@ -1,14 +1,21 @@
 """Public downloads -> one JSONL a task and split, in the project's three parts: context, question, answer.
 
-    python -m lab.prepare woz sql cnn --data-dir ~/raw --cache-dir ~/.cache/l2kd
+    python -m lab.prepare woz e2e ag --data-dir ~/raw        prepare some tasks, or all thirteen without names
+    python -m lab.prepare --from-lamol DIR                   the authors' own processed files, as they released them
 
 Raw files are taken from `--data-dir` as they are, or downloaded into it (https, SHA-256 checked). What is made of them
 goes to `<cache-dir>/data/<task>-<key>/{train,test}.jsonl`, where the key is a hash of the raw files and of the rules
-below, so that a changed file is never mistaken for the old one. A plain list of readers, in the order of SOURCES.
+below, so that a changed file is never mistaken for the old one. `<task's folder>/{train,test}.jsonl` in the
+interchange format (the one that is written here) go before raw files and are not subsampled.
+
+A plain list of readers. Each gives its raw files and a function that reads them: rows by split, malformed ones left
+out and counted, at most as many as Table 1 of the paper counts, drawn with a fixed seed.
 """
 
 import argparse
 import csv
+import fcntl
+import gzip
 import hashlib
 import io
 import json
@@ -19,64 +26,130 @@ import shutil
 import sys
 import tarfile
 import zlib
+from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
-import torch
+from tqdm import tqdm
 
-RULES = "1"  # part of every key: change it when a reader's output changes
+RULES = "2"  # part of every key: change it when a reader's output changes
+SPLITS = ("train", "test")
+PARTS = ("context", "question", "answer")
+TABLE_1 = {  # the paper's sizes: train, test
+    "woz": (2536, 1646),
+    "sql": (6525, 15878),
+    "cnn": (6604, 2250),
+    "e2e": (6000, 2000),
+    "rnnlg.rest": (6228, 1039),
+    "rnnlg.hotel": (6446, 1075),
+    "rnnlg.tv": (8442, 1407),
+    "rnnlg.laptop": (7944, 2649),
+    "ag": (115000, 7600),
+    "yelp": (115000, 7600),
+    "amazon": (115000, 7600),
+    "dbpedia": (115000, 7600),
+    "yahoo": (115000, 7600),
+}
+
 RAW = "https://raw.githubusercontent.com"
+WOZ_URL = f"{RAW}/nmrksic/neural-belief-tracker/master/data/woz"
+CNN_LISTS = f"{RAW}/abisee/cnn-dailymail/master/url_lists"
 CNN_STORIES = "https://huggingface.co/datasets/cnn_dailymail/resolve/11343c3752184397d56efc19a8a7cceb68089318/data"
+E2E_URL = f"{RAW}/tuetschek/e2e-dataset/master"
+RNNLG_URL = f"{RAW}/shawnwun/RNNLG/master/data/original"
+AG_URL = f"{RAW}/mhjabreel/CharCnn_Keras/master/data/ag_news_csv"
+FAST_AI = "https://s3.amazonaws.com/fast-ai-nlp"
 
-SOURCES = {  # task -> its folder in the data directory, and what to download into it: file -> (address, SHA-256)
+SOURCES = {  # task -> its folder in the data directory, and what to download into it: address -> SHA-256, if known
     "woz": (
         "woz",
         {
-            "woz_train_en.json": (
-                f"{RAW}/nmrksic/neural-belief-tracker/master/data/woz/woz_train_en.json",
-                "7cd9e971553e5f3e80bb0c93164bf4c619c7f49f45d636a0512474cdeb074485",
-            ),
-            "woz_test_en.json": (
-                f"{RAW}/nmrksic/neural-belief-tracker/master/data/woz/woz_test_en.json",
-                "3673e433b21a6b0d74e9144bd059e64b29bc3e1c5dc0e18654a98ec597c0d72c",
-            ),
+            f"{WOZ_URL}/woz_train_en.json": "7cd9e971553e5f3e80bb0c93164bf4c619c7f49f45d636a0512474cdeb074485",
+            f"{WOZ_URL}/woz_test_en.json": "3673e433b21a6b0d74e9144bd059e64b29bc3e1c5dc0e18654a98ec597c0d72c",
         },
     ),
     "sql": (
         "wikisql",
         {
-            "data.tar.bz2": (
-                "https://github.com/salesforce/WikiSQL/raw/master/data.tar.bz2",
-                "755c728ab188e364575705c8641f3fafd86fb089cb8b08e8c03f01832aae0881",
+            "https://github.com/salesforce/WikiSQL/raw/master/data.tar.bz2": (
+                "755c728ab188e364575705c8641f3fafd86fb089cb8b08e8c03f01832aae0881"
             ),
         },
     ),
     "cnn": (
         "cnn_dailymail",
         {
-            "all_train.txt": (
-                f"{RAW}/abisee/cnn-dailymail/master/url_lists/all_train.txt",
-                "a5cee49f3a6c862c26ce29308236d2a99625ab6c86a43be22d5206b2790d8029",
-            ),
-            "all_test.txt": (
-                f"{RAW}/abisee/cnn-dailymail/master/url_lists/all_test.txt",
-                "c4f5efb5ec2126430a5c156efbd13d0e9c4cb490169e552c38b4a51981a009bd",
-            ),
-            "cnn_stories.tgz": (
-                f"{CNN_STORIES}/cnn_stories.tgz",
-                "e8fbc0027e54e0a916abd9c969eb35f708ed1467d7ef4e3b17a56739d65cb200",
-            ),
-            "dailymail_stories.tgz": (
-                f"{CNN_STORIES}/dailymail_stories.tgz",
-                "ad69010002210b7c406718248ee66e65868b9f6820f163aa966369878d14147e",
-            ),
+            f"{CNN_LISTS}/all_train.txt": "a5cee49f3a6c862c26ce29308236d2a99625ab6c86a43be22d5206b2790d8029",
+            f"{CNN_LISTS}/all_test.txt": "c4f5efb5ec2126430a5c156efbd13d0e9c4cb490169e552c38b4a51981a009bd",
+            f"{CNN_STORIES}/cnn_stories.tgz": "e8fbc0027e54e0a916abd9c969eb35f708ed1467d7ef4e3b17a56739d65cb200",
+            f"{CNN_STORIES}/dailymail_stories.tgz": "ad69010002210b7c406718248ee66e65868b9f6820f163aa966369878d14147e",
+        },
+    ),
+    "e2e": (
+        "e2e",
+        {
+            f"{E2E_URL}/trainset.csv": "f27d48df45815288ab15619d47a79028c300fbb7f42e373668aba0b98c1d57c6",
+            f"{E2E_URL}/testset_w_refs.csv": "edc8db685e39bb9824d5bd70c18b1c9b0412d14b527aa960e2d1c8251ee15ccd",
+        },
+    ),
+    "rnnlg.rest": (
+        "rnnlg/restaurant",
+        {
+            f"{RNNLG_URL}/restaurant/train.json": "c59ea956404dc4512a430a06c48412a9bde72c30bd92a78e649312c9075f2fca",
+            f"{RNNLG_URL}/restaurant/test.json": "e52a84edf121d46a0cbfec66a211f24ccc3e2dd4043317639200904a206c3f9b",
+        },
+    ),
+    "rnnlg.hotel": (
+        "rnnlg/hotel",
+        {
+            f"{RNNLG_URL}/hotel/train.json": "f933b294fcd32d401602abb39d22bc6a360946672132c2b2079e95ccc2e46f9d",
+            f"{RNNLG_URL}/hotel/test.json": "4d0b6dc1da1efd4aabec39a45815aac5f0251c636a6a4a7a51cc2f70cec819b3",
+        },
+    ),
+    "rnnlg.tv": (
+        "rnnlg/tv",
+        {
+            f"{RNNLG_URL}/tv/train.json": "61f102e332eaba7ffff6f084b4a8029dee41a85238f26a3361221879ba411ded",
+            f"{RNNLG_URL}/tv/test.json": "06cc6aeef5062c3459c68d7a866b79b2579e1f24b1be52f1bde44767cedd3b00",
+        },
+    ),
+    "rnnlg.laptop": (
+        "rnnlg/laptop",
+        {
+            f"{RNNLG_URL}/laptop/train.json": "4e715edeb1a4f70c859b681f18e1798b92d82ca685d65cfaf25c467243b5f409",
+            f"{RNNLG_URL}/laptop/test.json": "787237205d301f574d3642e76766f4b6a5d91851a17d0faaf0b68c52daa9944b",
+        },
+    ),
+    "ag": (
+        "ag_news",
+        {
+            f"{AG_URL}/train.csv": "76a0a2d2f92b286371fe4d4044640910a04a803fdd2538e0f3f29a5c6f6b672e",
+            f"{AG_URL}/test.csv": "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
+        },
+    ),
+    "yelp": (
+        "yelp",
+        {
+            f"{FAST_AI}/yelp_review_full_csv.tgz": "56006b0a17a370f1e366504b1f2c3e3754e4a3dda17d3e718a885c552869a559",
+        },
+    ),
+    "amazon": ("amazon", {f"{FAST_AI}/amazon_review_full_csv.tgz": None}),
+    "dbpedia": (
+        "dbpedia",
+        {
+            f"{FAST_AI}/dbpedia_csv.tgz": "42db5221ddedddb673a4cabcc5f3a7d869714c878bcfe4ba94b29d14aa38e417",
+        },
+    ),
+    "yahoo": (
+        "yahoo",
+        {
+            f"{FAST_AI}/yahoo_answers_csv.tgz": "2d4277855faf8b35259009425fa8f7fe1888b5644b47165508942d000f4c96ae",
         },
     ),
 }
-TABLE_1 = {"woz": (2536, 1646), "sql": (6525, 15878), "cnn": (6604, 2250)}  # the paper's sizes: train, test
-SPLITS = ("train", "test")
-PARTS = ("context", "question", "answer")
 
 
 class DataError(ValueError):
@@ -89,15 +162,20 @@ def prepare(task: str, data_dir: str | Path, cache_dir: str | Path) -> Path:
     Subsampled to the sizes of the paper's Table 1 with a fixed seed where the raw files hold more. Raises DataError.
     """
     data_dir, cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
-    read, files = READERS[task](data_dir / SOURCES[task][0])
-    key = hashlib.sha256(RULES.encode())
-    for path in files:
-        key.update(f"{path.name} {sha256(path)}\n".encode())
+    raw, sizes = data_dir / SOURCES[task][0], dict(zip(SPLITS, TABLE_1[task]))
+    interchange = [] if list(raw.glob("*.tables.jsonl")) else local_files(raw, [f"{split}.jsonl" for split in SPLITS])
+    files, read = (interchange, partial(read_interchange, interchange)) if interchange else READERS[task](task, raw)
+    digests = {path: sha256(path) for path in files}
+    known = {Path(url).name: digest for url, digest in SOURCES[task][1].items()}
+    if own := [path.name for path in files if known.get(path.name, "") not in (None, digests[path])]:
+        which = "files" if own[1:] else "file"
+        print(f"{task}: {', '.join(own)} in {raw}: used as found, not the known public {which}")
+    key = hashlib.sha256("\n".join([RULES, *(f"{path.name} {digests[path]}" for path in files)]).encode())
     folder = cache_dir / "data" / f"{task}-{key.hexdigest()[:12]}"
     if folder.is_dir():
         return folder
-    rows = {split: read(split, size) for split, size in zip(SPLITS, TABLE_1[task])}
-    if empty := next((split for split in SPLITS if not rows[split]), None):
+    rows = read(sizes)
+    if empty := next((split for split in SPLITS if not rows.get(split)), None):
         raise DataError(f"{task}: no {empty} example in {', '.join(map(str, files))}")
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
@@ -110,30 +188,39 @@ def prepare(task: str, data_dir: str | Path, cache_dir: str | Path) -> Path:
             raise DataError(f"--cache-dir {cache_dir}: can't be written to ({e.strerror})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    sizes = tuple(len(rows[split]) for split in SPLITS)
-    note = "" if sizes == TABLE_1[task] else " (fewer: all that the raw files hold)"
-    print(f"{task}: {sizes[0]} / {sizes[1]} examples; Table 1: {TABLE_1[task][0]} / {TABLE_1[task][1]}{note}")
+    print(f"{task}: {sizes_said(task, rows)}")
     return folder
+
+
+def sizes_said(task, rows) -> str:
+    """Sizes of both splits beside Table 1's."""
+    ours = [len(rows[split]) for split in SPLITS]
+    fewer = any(n < wanted for n, wanted in zip(ours, TABLE_1[task]))
+    note = " (fewer: all that the files hold)" if fewer else ""
+    return "{} / {} examples; Table 1: {} / {}{}".format(*ours, *TABLE_1[task], note)
 
 
 # ---------------------------------------------------------------------- WOZ 2.0: what the user's words change
 
 
-def woz(folder):
+def woz(task, folder):
     """WOZ 2.0 as decaNLP casts it: the system's acts and the user's words -> the turn's change of the belief state."""
-    files = {split: raw_file("woz", folder, f"woz_{split}_en.json") for split in SPLITS}
-    return partial(local_rows, woz_rows, files), list(files.values())
+    files = {split: raw_file(task, folder, f"woz_{split}_en.json") for split in SPLITS}
+
+    def read(sizes):
+        rows = {}
+        for split, path in files.items():
+            dialogues = enumerate(json_items(path, text_of(path)))
+            items = ((line, (d, dialogue)) for d, (line, dialogue) in dialogues)
+            rows[split] = subsample(good_rows(path, items, woz_dialogue), sizes[split])
+        return rows
+
+    return list(files.values()), read
 
 
-def woz_rows(path):
+def woz_dialogue(line, item):
     """One row a turn; `meta.turn` is `<language>_<dialogue>_<turn>`, which the joint goal is accumulated over."""
-    rows = []
-    for d, dialogue in enumerate(read_json(path)):
-        rows += at(path, f"dialogue {d}", woz_dialogue, d, dialogue)
-    return rows
-
-
-def woz_dialogue(d, dialogue):
+    d, dialogue = item
     rows, before = [], []  # before: the informed slots after the turn before
     for t, turn in enumerate(dialogue["dialogue"]):
         row, before = woz_turn(turn, before)
@@ -144,7 +231,7 @@ def woz_dialogue(d, dialogue):
 def woz_turn(turn, before):
     """`food, area: north -- user's words` and `slot: value, slot: value; request, request` (or None)."""
     acts = ", ".join(act if isinstance(act, str) else ": ".join(act) for act in turn["system_acts"])
-    context = " ".join(f"{acts + ' -- ' if acts else ''}{turn['transcript']}".split())
+    context = one_line(f"{acts + ' -- ' if acts else ''}{turn['transcript']}")
     state = [(item["act"], slot, value) for item in turn["belief_state"] for slot, value in item["slots"]]
     informed = [(slot, value) for act, slot, value in state if act == "inform"]
     new = ", ".join(f"{slot}: {value}" for slot, value in informed if (slot, value) not in before)
@@ -162,42 +249,48 @@ SQL_KEYWORDS = (
 )
 
 
-def sql(folder):
+def sql(task, folder):
     """WikiSQL as decaNLP casts it, lower-cased as the metric wants it; from plain files or from the public archive."""
     names = [f"{split}{kind}.jsonl" for split in SPLITS for kind in ("", ".tables")]
-    if files := local_files(folder, names):
-        texts = {name: path.read_bytes() for name, path in zip(names, files)}
-    else:
-        archive = raw_file("sql", folder, "data.tar.bz2")
-        files, texts = [archive], read_members(archive, [f"data/{name}" for name in names])
+    files = local_files(folder, names) or [raw_file(task, folder, "data.tar.bz2")]
 
-    def read(split, size):
-        where = folder / f"{split}.tables.jsonl"
-        tables = jsonl_rows(where, texts[where.name])
-        headers = dict(at(where, f"line {n}", sql_header, table) for n, table in tables)
-        where = folder / f"{split}.jsonl"
-        rows = list(jsonl_rows(where, texts[where.name]))
-        return [{"id": f"{split}-{n}", **at(where, f"line {n}", sql_row, r, headers)} for n, r in subsample(rows, size)]
+    def read(sizes):
+        if len(files) == 1:
+            texts = read_members(files[0], [f"data/{name}" for name in names])
+        else:
+            texts = {path.name: path.read_bytes() for path in files}
+        rows = {}
+        for split in SPLITS:
+            tables = folder / f"{split}.tables.jsonl"
+            headers = dict(good_rows(tables, jsonl_items(decode(texts[tables.name])), sql_header))
+            path = folder / f"{split}.jsonl"
+            convert = partial(sql_example, split, headers)
+            rows[split] = subsample(good_rows(path, jsonl_items(decode(texts[path.name])), convert), sizes[split])
+        return rows
 
-    return read, files
+    return files, read
 
 
-def sql_header(table):
-    return table["id"], [str(column) for column in table["header"]]
+def sql_header(line, table):
+    return [(table["id"], [str(column) for column in table["header"]])]
+
+
+def sql_example(split, headers, line, row):
+    return [{"id": f"{split}-{line}", **sql_row(row, headers)}]
 
 
 def sql_row(row, headers):
     """Columns and key words, then the question; the SQL text; `meta` keeps the logical form and the header."""
     form, header = row["sql"], headers[row["table_id"]]
     context = f"The table has columns {', '.join(header)} and key words {SQL_KEYWORDS}-- {row['question']}"
-    aggregate, selected = AGGREGATES[form["agg"]], header[form["sel"]]
-    conditions = " AND ".join(f"{header[column]} {OPERATORS[op]} {value}" for column, op, value in form["conds"])
+    aggregate, selected = at(AGGREGATES, form["agg"]), at(header, form["sel"])
+    conditions = " AND ".join(f"{at(header, col)} {at(OPERATORS, op)} {value}" for col, op, value in form["conds"])
     answer = f"SELECT {aggregate + ' ' if aggregate else ''}{selected} FROM table"
     answer += f" WHERE {conditions}" if conditions else ""
     return {
-        "context": " ".join(context.lower().split()),
+        "context": one_line(context.lower()),
         "question": "what is the translation from english to sql?",
-        "answer": " ".join(answer.lower().split()),
+        "answer": one_line(answer.lower()),
         "meta": {"sql": {key: form[key] for key in ("sel", "conds", "agg")}, "header": header},
     }
 
@@ -205,56 +298,49 @@ def sql_row(row, headers):
 # ---------------------------------------------------------------------- CNN/DailyMail: an article -> its highlights
 
 
-def cnn(folder):
-    """CNN/DailyMail: from {train,test}.jsonl (interchange format), else {train,test}.csv, else the story archives."""
-    for kind, reader in (("jsonl", read_jsonl), ("csv", cnn_csv_rows)):
-        if files := local_files(folder, [f"{split}.{kind}" for split in SPLITS]):
-            return partial(local_rows, reader, dict(zip(SPLITS, files))), files
-    lists = {split: raw_file("cnn", folder, f"all_{split}.txt") for split in SPLITS}
-    archives = [raw_file("cnn", folder, f"{paper}_stories.tgz") for paper in ("cnn", "dailymail")]
+def cnn(task, folder):
+    """CNN/DailyMail from {train,test}.csv (`id,article,highlights`), else from the two archives of stories."""
+    if files := local_files(folder, [f"{split}.csv" for split in SPLITS]):
+        return files, partial(read_csv_files, files, lambda split: cnn_columns, header=True)
+    lists = {split: raw_file(task, folder, f"all_{split}.txt") for split in SPLITS}
+    archives = [raw_file(task, folder, f"{paper}_stories.tgz") for paper in ("cnn", "dailymail")]
 
-    def read(split, size):
-        urls = subsample(decode_utf8(lists[split], lists[split].read_bytes()).split(), size)
-        names = [hashlib.sha1(url.encode()).hexdigest() for url in urls]
-        stories = read_stories(archives, set(names))
-        if missing := [name for name in names if name not in stories]:
-            raise DataError(f"{lists[split]}: {len(missing)} of its stories are in neither archive, {missing[0]} first")
-        return [{"id": name, **stories[name]} for name in names]
+    def read(sizes):
+        drawn = {}  # a few more than wanted: some stories of the public release have no article
+        for split, path in lists.items():
+            urls = ((n, url.strip()) for n, url in enumerate(text_of(path).split("\n"), 1) if url.strip())
+            drawn[split] = [(n, story_name(url)) for n, url in subsample(urls, sizes[split] + sizes[split] // 50)]
+        stories = read_stories(archives, {name for rows in drawn.values() for _, name in rows})
 
-    return read, [*lists.values(), *archives]
+        def convert(line, name):
+            return [{"id": name, **story(stories[name])}]
+
+        return {split: subsample(good_rows(lists[split], drawn[split], convert), sizes[split]) for split in SPLITS}
+
+    return [*lists.values(), *archives], read
 
 
-def cnn_csv_rows(path):
-    """The layout `id,article,highlights`; a quoted field may hold line breaks."""
-    csv.field_size_limit(2**24)
-    reader = csv.DictReader(io.StringIO(decode_utf8(path, path.read_bytes()), newline=""), strict=True)
-    rows = []
-    try:
-        for row in reader:
-            rows.append({"id": row["id"], **cnn_row(row["article"], row["highlights"].split("\n"))})
-    except (KeyError, AttributeError, csv.Error) as e:
-        raise DataError(f"{path}, line {reader.line_num}: not a row of id,article,highlights ({e!r})") from None
-    return rows
+def cnn_columns(line, row):
+    return [{"id": row["id"], **cnn_row(row["article"], row["highlights"])}]
 
 
 def cnn_row(article, highlights):
-    article, highlights = " ".join(article.split()), " ".join(" ".join(highlights).split())
-    return {"context": article, "question": "What is the summary?", "answer": highlights}
+    return {"context": one_line(article), "question": "What is the summary?", "answer": one_line(highlights)}
 
 
-def read_stories(archives, names):
+def story_name(url: str) -> str:
+    return hashlib.sha1(url.encode(errors="replace")).hexdigest()
+
+
+def read_stories(archives, names) -> dict[str, str]:
     """The wanted stories, streamed: nothing is unpacked to disk."""
     stories = {}
     for archive in archives:
-        try:
-            with open_tar(archive, "r|gz") as tar:
-                for member in tar:
-                    name = Path(member.name).name.removesuffix(".story")
-                    if member.isfile() and name in names:
-                        text = decode_utf8(f"{archive}: {member.name}", tar.extractfile(member).read())
-                        stories[name] = story(text)
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
-            raise DataError(f"{archive}: cut off or broken ({e}); delete it and fetch it again") from None
+        with tar_stream(archive) as tar:
+            for member in tar:
+                name = Path(member.name).name.removesuffix(".story")
+                if member.isfile() and name in names:
+                    stories[name] = decode(tar.extractfile(member).read())
     return stories
 
 
@@ -265,91 +351,362 @@ def story(text):
         s if s == "@highlight" or s.endswith((".", "!", "?", "'", "`", '"', "’", "”", ")")) else s + " ." for s in lines
     ]
     first = lines.index("@highlight") if "@highlight" in lines else len(lines)
-    return cnn_row(" ".join(lines[:first]), [line for line in lines[first:] if line != "@highlight"])
+    return cnn_row(" ".join(lines[:first]), " ".join(line for line in lines[first:] if line != "@highlight"))
 
 
-READERS = {"woz": woz, "sql": sql, "cnn": cnn}
+# ---------------------------------------------------------------------- E2E, RNNLG: a meaning -> a sentence
+
+NLG_QUESTION = "What is the natural language form?"
 
 
-# ---------------------------------------------------------------------- files
+def e2e(task, folder):
+    """E2E NLG, `mr,ref`: each row is an example. A test row's `meta.references` are all of its mr, in file order."""
+    files = [raw_file(task, folder, name) for name in ("trainset.csv", "testset_w_refs.csv")]
+
+    def read(sizes):
+        rows = read_csv_files(files, lambda split: partial(e2e_row, split), dict.fromkeys(SPLITS, 10**9), header=True)
+        references = {}
+        for row in rows["test"]:
+            references.setdefault(row["context"], []).append(row["answer"])
+        for row in rows["test"]:
+            row["meta"] = {"references": references[row["context"]]}
+        return {split: subsample(rows[split], sizes[split]) for split in SPLITS}
+
+    return files, read
 
 
-def local_files(folder, names):
-    """All of the named files, or None where none is there. Raises DataError when some are missing."""
-    paths = [folder / name for name in names]
-    missing = [path for path in paths if not path.is_file()]
-    if missing and len(missing) < len(paths):
-        raise DataError(f"{missing[0]} is missing, but {next(p for p in paths if p not in missing)} is there")
-    return None if missing else paths
+def e2e_row(split, line, row):
+    parts = {"context": one_line(row["mr"]), "question": NLG_QUESTION, "answer": row["ref"].strip()}
+    return [{"id": f"{split}-{line}", **parts}]
 
 
-def local_rows(reader, files, split, size):
-    """One split, where each split is a file of its own."""
-    return subsample(reader(files[split]), size)
+def rnnlg(task, folder):
+    """RNNLG: `[act, human response, HDC baseline]` a row, below lines that start with `#`.
+
+    Table 1 counts twice the rows of training in rest, hotel and tv, and once those of laptop: from the counts, and from
+    them alone, we take both texts as targets there, and the human one here. Test rows have the human one."""
+    files = [raw_file(task, folder, f"{split}.json") for split in SPLITS]
+
+    def read(sizes):
+        rows = {}
+        for split, path in zip(SPLITS, files):
+            lines = ["" if line.startswith("#") else line for line in text_of(path).split("\n")]
+            both = split == "train" and task != "rnnlg.laptop"
+            items = json_items(path, "\n".join(lines))
+            rows[split] = subsample(good_rows(path, items, partial(rnnlg_row, split, both)), sizes[split])
+        return rows
+
+    return files, read
 
 
-def raw_file(task, folder, name):
-    """A raw file: the user's own as it is, else downloaded and checked."""
-    path, (url, digest) = folder / name, SOURCES[task][1][name]
-    if path.is_file():
-        return path
-    print(f"downloading {url} to {path}")
+def rnnlg_row(split, both, line, row):
+    act, *texts = row
+    if len(texts) != 2:
+        raise ValueError(f"{len(row)} texts in place of 3")
+    parts = {"context": act.strip(), "question": NLG_QUESTION}
+    kinds = zip(("human", "hdc"), texts if both else texts[:1])
+    return [{"id": f"{split}-{line}-{kind}", **parts, "answer": text.strip()} for kind, text in kinds]
+
+
+# ---------------------------------------------------------------------- classification: a text -> its class
+
+STARS = ("very negative", "negative", "neutral", "positive", "very positive")  # 1 to 5 stars
+CLASSES = {
+    "ag": ("World", "Sports", "Business", "Sci/Tech"),
+    "yelp": STARS,
+    "amazon": STARS,
+    "dbpedia": (
+        "Company", "EducationalInstitution", "Artist", "Athlete", "OfficeHolder", "MeanOfTransportation", "Building",
+        "NaturalPlace", "Village", "Animal", "Plant", "Album", "Film", "WrittenWork",
+    ),
+    "yahoo": (
+        "Society & Culture", "Science & Mathematics", "Health", "Education & Reference", "Computers & Internet",
+        "Sports", "Business & Finance", "Entertainment & Music", "Family & Relationships", "Politics & Government",
+    ),
+}  # fmt: skip
+COLUMNS = {"ag": 3, "yelp": 2, "amazon": 3, "dbpedia": 3, "yahoo": 4}  # the class, counted from 1, and texts
+
+
+def classification(task, folder):
+    """CSV without a header: the class, then one to three texts. From {train,test}.csv, else from the public archive."""
+    names = [f"{split}.csv" for split in SPLITS]
+    urls = list(SOURCES[task][1])
+    if len(urls) == 2:
+        files = [raw_file(task, folder, name) for name in names]
+    else:
+        files = local_files(folder, names) or [raw_file(task, folder, Path(urls[0]).name)]
+    if len(files) == 2:
+        return files, partial(read_csv_files, files, lambda split: partial(class_row, task, split))
+
+    def read(sizes):
+        rows = {}
+        with tar_stream(files[0]) as tar:
+            for member in tar:
+                split = Path(member.name).name.removesuffix(".csv")
+                if member.isfile() and Path(member.name).name in names:
+                    items = csv_items(where := f"{files[0]}: {member.name}", as_text(tar.extractfile(member)))
+                    rows[split] = subsample(good_rows(where, items, partial(class_row, task, split)), sizes[split])
+        return rows
+
+    return files, read
+
+
+def class_row(task, split, line, row):
+    """The texts joined; the question names the classes (our wording); the answer is the name of the class.
+
+    A line break within a text is written `\\n` in these files, but for AG News, where a backslash stands alone."""
+    label, *texts = row
+    if len(row) != COLUMNS[task]:
+        raise ValueError(f"{len(row)} fields in place of {COLUMNS[task]}")
+    if task != "ag":
+        texts = [text.replace("\\n", " ") for text in texts]
+    names = CLASSES[task]
+    return [
+        {
+            "id": f"{split}-{line}",
+            "context": one_line(" ".join(texts)),
+            "question": f"Is this {', '.join(names[:-1])} or {names[-1]}?",
+            "answer": at(names, int(label) - 1),
+        }
+    ]
+
+
+READERS = {"woz": woz, "sql": sql, "cnn": cnn, "e2e": e2e}
+READERS |= {task: rnnlg if task.startswith("rnnlg") else classification for task in TABLE_1 if task not in READERS}
+
+# ---------------------------------------------------------------------- the authors' own processed files
+
+LAMOL_NAMES = {"woz.en": "woz", "wikisql": "sql", "cnn_dailymail": "cnn", "e2enlg": "e2e"}
+LAMOL_NAMES |= {task: task for task in TABLE_1 if task not in LAMOL_NAMES.values()}
+LAMOL_ANSWERS = {"woz": "woz.en_answers.json", "sql": "wikisql_answers.json"}
+
+
+def from_lamol(source: str | Path, data_dir: str | Path) -> list[str]:
+    """The files of `l2kd_data.zip` and of LAMOL's folder -> interchange files in data_dir, where `prepare` finds them.
+
+    `{name}_to_squad-{train,test}-v2.0.json`, in the layout of SQuAD 2.0, and for woz and sql a list of what the metric
+    needs, in the order of the test questions' ids. Returns the tasks that were found. Raises DataError."""
+    source, data_dir = Path(source).expanduser(), Path(data_dir).expanduser()
+    found = []
+    for name, task in LAMOL_NAMES.items():
+        if files := local_files(source, [f"{name}_to_squad-{split}-v2.0.json" for split in SPLITS]):
+            rows = {split: lamol_rows(path) for split, path in zip(SPLITS, files)}
+            if task in LAMOL_ANSWERS:
+                rows["test"] = with_answers(rows["test"], source / LAMOL_ANSWERS[task])
+            folder = data_dir / SOURCES[task][0]
+            folder.mkdir(parents=True, exist_ok=True)
+            for split in SPLITS:
+                temporary = folder / f".{split}.jsonl.{os.getpid()}"
+                write_jsonl(temporary, rows[split])
+                os.replace(temporary, folder / f"{split}.jsonl")
+            print(f"{task}: {sizes_said(task, rows)}; in {folder}")
+            found.append(task)
+    if not found:
+        names = ", ".join(LAMOL_NAMES)
+        raise DataError(f"--from-lamol {source}: no NAME_to_squad-train-v2.0.json is there, with NAME one of {names}")
+    return found
+
+
+def lamol_rows(path):
+    """The question-answer pairs of one file, in the order of their ids."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)  # under a temporary name until checked
-    except (OSError, RuntimeError, HTTPException) as e:
-        hint = f"to work offline, put the file at {path} yourself, or name its folder with --data-dir"
-        raise DataError(f"{task}: can't download {url} ({e}); {hint}") from None
-    return path
-
-
-def sha256(path):
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def decode_utf8(path, raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        line = raw[: e.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 ({e.reason}); convert the file to UTF-8") from None
-
-
-def at(path, where, function, *arguments):
-    """Call a reader of one row; whatever is wrong with the row becomes a DataError that says where it stands."""
-    try:
-        return function(*arguments)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
-        raise DataError(f"{path}, {where}: not a row of this data set ({e!r})") from None
-
-
-def read_json(path):
-    """A whole JSON file that must hold a list."""
-    text = decode_utf8(path, path.read_bytes())
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise DataError(f"{path}: empty, cut off or not JSON ({e}); fetch it again") from None
-    if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}: a JSON list of dialogues is expected")
+        pairs = [
+            (qa["id"], {**dict(zip(PARTS, (p["context"], qa["question"], first_text(qa["answers"])))), "meta": {}})
+            for article in json.loads(text_of(path))["data"]
+            for p in article["paragraphs"]
+            for qa in p["qas"]
+        ]
+        pairs.sort(key=lambda pair: id_order(pair[0]))
+        rows = [{"id": str(id), **row} for id, row in pairs]
+        for row in rows:
+            check_row(row)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise DataError(f"{path}: not in the layout of SQuAD 2.0, or cut off ({e!r})") from None
     return rows
 
 
-def jsonl_rows(path, raw: bytes):
-    """(line number from 1, object) of each line that is not blank."""
-    n = 0
-    for n, line in enumerate(decode_utf8(path, raw).split("\n"), start=1):  # not splitlines: U+2028 is no line end
+def first_text(answers):
+    return answers[0]["text"] if answers else ""
+
+
+def id_order(id):
+    """Numbers by their value, other ids as text."""
+    return (0, int(id), "") if str(id).isdecimal() else (1, 0, str(id))
+
+
+def with_answers(rows, path):
+    """What scoring needs besides: turns and their answers (woz), or logical forms and headers (sql)."""
+    try:
+        entries = json.loads(text_of(path))
+        if len(entries) != len(rows):
+            raise ValueError(f"{len(entries)} entries for {len(rows)} test questions")
+        for row, entry in zip(rows, entries):
+            if isinstance(entry, dict):
+                form = {key: entry["sql"][key] for key in ("sel", "conds", "agg")}
+                row |= {"answer": entry["answer"], "meta": {"sql": form, "header": list(entry["header"])}}
+            else:
+                turn, answer = entry
+                row |= {"answer": answer, "meta": {"turn": turn}}
+            check_row(row)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as e:
+        raise DataError(f"{path}: not the answers to its task's test questions ({e})") from None
+    return rows
+
+
+# ---------------------------------------------------------------------- from items of a raw file to rows
+
+
+def good_rows(path, items, convert):
+    """The rows that `convert(line, item)` makes of a raw file's items, an item of which may be an error by itself.
+
+    What is malformed is left out and counted, the first three shown; more than 1% of it raises DataError."""
+    n, bad, shown = 0, 0, []
+    for line, item in items:
+        n += 1
+        try:
+            if isinstance(item, Exception):
+                raise item
+            rows = convert(line, item)
+            for row in rows:
+                if isinstance(row, dict):
+                    check_row(row)
+                    if not (row["context"] and row["answer"]):
+                        raise ValueError("no context" if row["answer"] else "no answer")
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+            bad += 1
+            if bad <= 3:
+                shown.append(f"line {line} ({type(e).__name__}: {e})"[:200])
+            continue
+        yield from rows
+    if bad:
+        said = f"{path}: {bad} of {n} rows malformed: {', '.join(shown)}{', ...' if bad > 3 else ''}"
+        if 100 * bad > n:
+            raise DataError(f"{said}; more than 1%: mend the file or fetch it again")
+        print(f"{said}; left out")
+
+
+def check_row(row) -> None:
+    """Raises ValueError where a part is no text: half a character is what bytes that are not UTF-8 were decoded to."""
+    for part in ("id", *PARTS):
+        if not isinstance(row.get(part), str):
+            raise ValueError(f"{part!r} is missing or no text")
+        if re.search("[\ud800-\udfff]", row[part]):
+            raise ValueError(f"{part!r} is not UTF-8 text")
+
+
+def subsample(rows, size, seed=0):
+    """At most `size` of any number of rows, drawn with a fixed seed, in their old order (reservoir sampling: the i-th
+    row replaces one of those kept with probability size / i)."""
+    r, kept = random.Random(seed), []
+    for i, row in enumerate(rows):
+        j = i if i < size else r.randrange(i + 1)
+        if i < size:
+            kept.append((i, row))
+        elif j < size:
+            kept[j] = (i, row)
+    return [row for _, row in sorted(kept, key=lambda one: one[0])]
+
+
+def at(choices, i):
+    """choices[i] without Python's negative indices."""
+    if type(i) is not int or not 0 <= i < len(choices):
+        raise ValueError(f"{i!r} is no index from 0 to {len(choices) - 1}")
+    return choices[i]
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# ---------------------------------------------------------------------- from files to (line, item)
+
+
+def decode(raw: bytes) -> str:
+    """UTF-8 to text; a byte that is none becomes half a character, which `check_row` finds in its row."""
+    return raw.decode("utf-8-sig", errors="surrogateescape")
+
+
+def text_of(path) -> str:
+    return decode(path.read_bytes())
+
+
+def as_text(binary):
+    """A binary stream as lines of text, line ends as they are: the csv module wants them so."""
+    return io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def json_items(path, text):
+    """(line, item) of a JSON list of anything, one item at a time. Raises DataError where it is cut off."""
+    space, decoder = re.compile(r"[\s,]*"), json.JSONDecoder()
+    end = space.match(text).end()
+    if text[end : end + 1] != "[":
+        raise DataError(f"{path}: empty, cut off or not JSON: a JSON list is expected; fetch it again")
+    line, seen, start = 1, 0, space.match(text, end + 1).end()
+    while text[start : start + 1] != "]":
+        line, seen = line + text.count("\n", seen, start), start
+        try:
+            item, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{path}, line {line}: empty, cut off or not JSON ({e}); fetch it again") from None
+        yield line, item
+        start = space.match(text, end).end()
+
+
+def jsonl_items(text):
+    """(line, object) of each line that is not blank; what is no JSON object is given as an error."""
+    for n, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 is no line end
         if line.strip():
             try:
                 row = json.loads(line)
+                yield n, row if isinstance(row, dict) else ValueError("a JSON object is expected")
             except (ValueError, RecursionError) as e:
-                raise DataError(f"{path}, line {n}: cut off or not JSON ({e})") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {n}: a JSON object is expected")
-            yield n, row
-    if not raw.strip():
-        raise DataError(f"{path} is empty")
+                yield n, ValueError(f"cut off or not JSON: {e}")
+
+
+def csv_items(path, lines):
+    """(line, fields) of each record, which may span lines; a broken one is given as an error. Quotes are doubled, and a
+    backslash is an ordinary character. Raises DataError where the file ends within quotes."""
+    csv.field_size_limit(2**24)
+    reader = csv.reader(lines, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            if "unexpected end" in str(e):
+                raise DataError(f"{path}, line {line}: cut off within quotes; fetch it again") from None
+            row = ValueError(str(e))
+        if row:
+            yield line, row
+
+
+def named_fields(path, items):
+    """(line, {column: field}) for a CSV with a header."""
+    columns = next(items, (1, []))[1]
+    if isinstance(columns, Exception):
+        raise DataError(f"{path}: its header can't be read ({columns})")
+    for line, row in items:
+        if not isinstance(row, Exception) and len(row) != len(columns):
+            row = ValueError(f"{len(row)} fields in place of {len(columns)}")
+        yield line, row if isinstance(row, Exception) else dict(zip(columns, row))
+
+
+def read_csv_files(files, convert_of, sizes, header=False):
+    """Rows by split, from a CSV file for each."""
+    rows = {}
+    for split, path in zip(SPLITS, files):
+        with open(path, "rb") as f:
+            items = csv_items(path, as_text(f))
+            items = named_fields(path, items) if header else items
+            rows[split] = subsample(good_rows(path, items, convert_of(split)), sizes[split])
+    return rows
+
+
+def read_interchange(files, sizes):
+    """Rows by split, as they are: they have been chosen already."""
+    return {split: read_jsonl(path) for split, path in zip(SPLITS, files)}
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -357,18 +714,23 @@ def read_jsonl(path: Path) -> list[dict]:
 
     Raises DataError, which names the file and line."""
     try:
-        raw = path.read_bytes()
+        text = text_of(path)
     except OSError as e:
         raise DataError(f"{path}: {e.strerror}; a task folder holds train.jsonl and test.jsonl") from None
     rows = []
-    for n, row in jsonl_rows(path, raw):
-        row = {"id": str(row.get("id", n)), "meta": row.get("meta", {})} | {part: row.get(part) for part in PARTS}
-        for part in ("id", *PARTS):
-            if not isinstance(row[part], str) or re.search("[\ud800-\udfff]", row[part]):
-                raise DataError(f"{path}, line {n}: {part!r} is missing or no text")
-        if not isinstance(row["meta"], dict):
-            raise DataError(f"{path}, line {n}: 'meta' must be an object")
+    for n, row in jsonl_items(text):
+        try:
+            if isinstance(row, Exception):
+                raise row
+            row = {"id": str(row.get("id", n)), "meta": row.get("meta", {})} | {part: row.get(part) for part in PARTS}
+            check_row(row)
+            if not isinstance(row["meta"], dict):
+                raise ValueError("'meta' must be an object")
+        except ValueError as e:
+            raise DataError(f"{path}, line {n}: {e}") from None
         rows.append(row)
+    if not rows:
+        raise DataError(f"{path} is empty")
     return rows
 
 
@@ -380,42 +742,144 @@ def write_jsonl(path, rows):
         os.fsync(f.fileno())
 
 
-def open_tar(archive, mode):
+@contextmanager
+def tar_stream(archive):
+    """The members of a .tgz in their order, read to its end, where the checksum stands; nothing is unpacked, so no path
+    in it can do harm. Raises DataError for an archive that is broken."""
     try:
-        return tarfile.open(archive, mode)
-    except (tarfile.TarError, OSError, EOFError) as e:
+        with gzip.open(archive) as f, tarfile.open(fileobj=f, mode="r|") as tar:
+            yield tar
+            while f.read(2**20):
+                pass
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
         raise DataError(f"{archive}: not a whole archive ({e}); delete it and fetch it again") from None
 
 
 def read_members(archive, names) -> dict[str, bytes]:
-    """Whole members of an archive by their base names; nothing is unpacked, so no path of its can do harm."""
-    with open_tar(archive, "r:bz2") as tar:
-        try:
+    """Whole members of a .tar.bz2 by their base names; nothing is unpacked."""
+    try:
+        with tarfile.open(archive, "r:bz2") as tar:
             return {Path(name).name: tar.extractfile(name).read() for name in names}
-        except (KeyError, tarfile.TarError, OSError, EOFError, AttributeError) as e:
-            raise DataError(f"{archive}: can't read its members ({e}); delete it and fetch it again") from None
+    except (KeyError, tarfile.TarError, OSError, EOFError, AttributeError) as e:
+        raise DataError(f"{archive}: not a whole archive ({e}); delete it and fetch it again") from None
 
 
-def subsample(rows, size, seed=0):
-    """At most `size` rows, drawn with a fixed seed, in their old order."""
-    if len(rows) <= size:
-        return rows
-    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), size))]
+# ---------------------------------------------------------------------- raw files: the user's own, or downloads
+
+
+def local_files(folder, names):
+    """All of the named files, or None where none is there. Raises DataError when some are missing."""
+    paths = [folder / name for name in names]
+    missing = [path for path in paths if not path.is_file()]
+    if missing and len(missing) < len(paths):
+        raise DataError(f"{missing[0]} is missing, but {next(p for p in paths if p not in missing)} is there")
+    return None if missing else paths
+
+
+def raw_file(task, folder, name):
+    """A raw file: the user's own as it is, else downloaded and checked."""
+    url, digest = next((url, digest) for url, digest in SOURCES[task][1].items() if Path(url).name == name)
+    path = folder / name
+    if not path.is_file():
+        try:
+            download(url, path, digest)
+        except (OSError, HTTPException, DataError) as e:
+            wanted = f"its SHA-256 should be {digest}" if digest else "no checksum of it is known"
+            hint = f"to work offline, put the file at {path} yourself, or name its folder with --data-dir"
+            raise DataError(f"{task}: can't download {url} to {path} ({e}); {wanted}; {hint}") from None
+    return path
+
+
+def download(url: str, path: Path, digest: str | None) -> None:
+    """Fetch url to path, which only a whole file with the right SHA-256 ever gets; an archive without a known one is
+    read through instead. What an interrupted download leaves in `<path>.part` is gone on with. Raises DataError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "ab") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)  # two processes may want it at once: the second finds it done
+        if path.is_file():
+            return part.unlink(missing_ok=True)
+        have = f.seek(0, os.SEEK_END)
+        print(f"downloading {url} to {path}{f', from byte {have} on' if have else ''}")
+        try:
+            request = Request(url, headers={"User-Agent": "l2kd"} | ({"Range": f"bytes={have}-"} if have else {}))
+            with urlopen(request, timeout=60) as reply:
+                if url.startswith("https:") and not reply.url.startswith("https:"):
+                    raise DataError(f"sent on to {reply.url}, which is not https")
+                if "html" in reply.headers.get("Content-Type", ""):
+                    raise DataError("a web page came in place of the file; a log-in or an error page?")
+                if reply.status != 206:  # the server starts at the beginning
+                    f.truncate(have := 0)
+                total = have + int(reply.headers.get("Content-Length", -1 - have))
+                with tqdm(total=max(total, 0) or None, initial=have, unit="B", unit_scale=True, disable=None) as bar:
+                    while chunk := reply.read(2**20):
+                        f.write(chunk)
+                        bar.update(len(chunk))
+            f.flush()
+            if -1 < total != part.stat().st_size:
+                raise DataError(f"cut off: {part.stat().st_size} of {total} bytes; the next try goes on from there")
+        except HTTPError as e:
+            if not (have and e.code == 416):  # 416: there is nothing after what we have, so it is whole or wrong
+                raise
+        finally:
+            if not part.stat().st_size:
+                part.unlink()
+        os.fsync(f.fileno())
+        try:
+            check_download(part, digest)
+        except DataError:
+            part.unlink()
+            raise
+        os.replace(part, path)
+
+
+def check_download(path, digest) -> None:
+    """Raises DataError for another SHA-256 or, where none is known, for an archive that lacks its two files."""
+    seen = sha256(path)
+    if digest is None:
+        with tar_stream(path) as tar:
+            names = {Path(member.name).name for member in tar}
+        if not {"train.csv", "test.csv"} <= names:
+            raise DataError("the archive holds no train.csv and test.csv")
+        print(f"no checksum is known for it; its SHA-256 is {seen}")
+    elif seen != digest:
+        raise DataError(f"broken or changed: its SHA-256 is {seen}; deleted, the next try starts anew")
+
+
+def sha256(path):
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def main(argv=None) -> int:
+    """The command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
+    parser.add_argument("tasks", nargs="*", metavar="task", help=f"default: all, {', '.join(READERS)}")
+    parser.add_argument("--from-lamol", metavar="DIR", help="take the authors' processed files in DIR instead")
+    parser.add_argument(
+        "--data-dir", help="where raw files are, or are downloaded to; default ~/.cache/l2kd/raw, or lamol for theirs"
+    )
+    parser.add_argument("--cache-dir", default="~/.cache/l2kd", help="prepared JSONL goes there (default %(default)s)")
+    o = parser.parse_args(argv)
+    if unknown := [task for task in o.tasks if task not in READERS]:
+        parser.error(f"unknown task {unknown[0]!r}: known are {', '.join(READERS)}")
+    data_dir = o.data_dir or ("~/.cache/l2kd/lamol" if o.from_lamol else "~/.cache/l2kd/raw")
+    try:
+        if o.from_lamol:
+            found = from_lamol(o.from_lamol, data_dir)
+            print(f"to use them: --data-dir {data_dir}, for {', '.join(found)}")
+            return 0
+        for task in o.tasks or READERS:
+            print(task, prepare(task, data_dir, o.cache_dir))
+        return 0
+    except (DataError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the next try goes on from there", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
-    parser.add_argument(
-        "tasks", nargs="*", default=list(READERS), metavar="task", help=f"default: {', '.join(READERS)}"
-    )
-    parser.add_argument("--data-dir", default="~/.cache/l2kd/raw", help="where raw files are, or are downloaded to")
-    parser.add_argument("--cache-dir", default="~/.cache/l2kd", help="where the prepared JSONL goes")
-    options = parser.parse_args()
-    if unknown := [task for task in options.tasks if task not in READERS]:
-        parser.error(f"unknown task {unknown[0]!r}: known are {', '.join(READERS)}")
-    try:
-        for task in options.tasks:
-            print(task, prepare(task, options.data_dir, options.cache_dir))
-    except (DataError, OSError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

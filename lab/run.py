@@ -29,6 +29,7 @@ class Run:
 
     def __init__(self, o: Options):
         self.o, self.began = o, time.time()
+        self.teacher_time, self.teacher_time_here = 0.0, 0.0  # seconds: of all its teachers, and of those made here
         self.device, self.dtype, why = choose_device(o.device, o.dtype)
         self.pretrained, self.tokenizer = pretrained(o)
         self.tasks = [load_task(entry, o.data_dir, o.cache_dir, o.limit) for entry in o.order.split(",")]
@@ -78,15 +79,16 @@ class Run:
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def answers(self, model, task, examples) -> list[list[int]]:
-        """Greedy answers as ids, EOS included where it was reached."""
+    def answers(self, model, task, examples, beams=1) -> list[list[int]]:
+        """Greedy answers, or those of a beam search, as ids, EOS included where it was reached."""
         with self.autocast():
-            return predict(model, self.tokenizer, examples, self.max_len, self.budgets[task.name])
+            return predict(model, self.tokenizer, examples, self.max_len, self.budgets[task.name], beams)
 
     def examine(self, model, task, stage, epoch) -> tuple[dict, list[dict]]:
         """A model on a task's test examples -> (its line of scores, a line of predictions an example)."""
         texts = [self.tokenizer.decode(ids) for ids in self.answers(model, task, task.test)]
-        scores = {"stage": stage, "epoch": epoch, "task": task.name, "metric": task.metric, **score(task, texts)}
+        scores = {"stage": stage, "epoch": epoch, "task": task.name, "metric": task.metric}
+        scores |= score(task, texts, self.o.multi_reference)
         keys = ("task", "id", "prediction", "answer")
         return scores, [dict(zip(keys, (task.name, e.id, text, e.answer))) for e, text in zip(task.test, texts)]
 
@@ -117,7 +119,10 @@ class Run:
         """Summary, curves, and what a reader wants to see of a run: its table, some answers, some pseudo-samples."""
         rows = rundir.read_jsonl(self.dir / "scores.jsonl")
         summary = summarise(self.o.method, list(self.slots), rows)
+        summary["parameters"] = sum(p.numel() for p in self.pretrained.parameters())
         summary["wall_time_s"] = round(time.time() - self.began, 1)
+        summary["teacher_time_s"] = round(self.teacher_time, 1)
+        summary["teacher_time_here_s"] = round(self.teacher_time_here, 1)
         draw_curves(summary["order"], self.o.epochs, rows, self.dir / "curves.png")
         rundir.write_json(self.dir / "summary.json", summary)
         print(self.worked_examples())

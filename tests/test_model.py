@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,18 @@ from safetensors.torch import load_file, save_file
 
 import model as model_file
 from lab.run import NANO
-from model import DEFAULT_CACHE, GPT, PRETRAINED, GPTConfig, KVCache, ModelFileError, generate, next_token, top_k_filter
+from model import (
+    DEFAULT_CACHE,
+    GPT,
+    PRETRAINED,
+    GPTConfig,
+    KVCache,
+    ModelFileError,
+    beam_search,
+    generate,
+    next_token,
+    top_k_filter,
+)
 
 
 def seeded(n):
@@ -278,9 +290,9 @@ def test_memory_is_bounded_by_tokens_and_finished_rows_are_dropped(monkeypatch):
             caches.append(rows * columns)
             super().__init__(model, rows, columns)
 
-        def keep(self, rows, used):
+        def keep(self, rows):
             dropped.append((len(self.length), len(rows)))
-            super().keep(rows, used)
+            super().keep(rows)
 
     model = nano(grown=False)
     monkeypatch.setattr(model_file, "KVCache", Cache)
@@ -296,18 +308,20 @@ def test_a_row_that_ends_at_the_contexts_end_lets_the_others_go_on():
     assert [len(row) for row in generate(nano(grown=False), prompts, limits, stop_id=-1)] == limits
 
 
-def test_generation_restores_the_mode_it_found():
-    model = nano(grown=False).train()
-    generate(model, [[1]], 2, stop_id=0)
+@pytest.mark.parametrize("decode", [generate, partial(beam_search, beams=2)])
+def test_generation_is_without_dropout_and_restores_the_mode_it_found(decode):
+    model, prompts = nano(grown=False).train(), prompts_of([5] * 4)
+    in_training = decode(model, prompts, 20, stop_id=-1)
     assert model.training
-    generate(model.eval(), [[1]], 2, stop_id=0)
+    assert decode(model.eval(), prompts, 20, stop_id=-1) == in_training
     assert not model.training
 
 
 @pytest.mark.parametrize("prompt, limit", [([], 3), (list(range(250)), 8), (list(range(257)), 0)])
 def test_a_prompt_that_does_not_fit_is_an_error(prompt, limit):
-    with pytest.raises(ValueError, match="prompt 1"):
-        generate(nano(grown=False), [[1, 2], prompt], [1, limit], stop_id=0)
+    for decode in (generate, partial(beam_search, beams=2)):
+        with pytest.raises(ValueError, match="prompt 1"):
+            decode(nano(grown=False), [[1, 2], prompt], [1, limit], stop_id=0)
 
 
 def test_the_whole_context_can_be_generated():
@@ -326,3 +340,92 @@ def test_top_k_keeps_what_the_released_filter_keeps(golden):
     for case in golden("topk")["cases"]:
         kept = top_k_filter(torch.tensor(case["logits"], dtype=torch.float), case["top_k"]).isfinite()
         assert kept.int().tolist() == case["kept"], case["name"]
+
+
+# ---------------------------------------------------------------------- beam search
+
+LENGTHS, LIMITS = [4, 1, 17, 9, 4], [9, 6, 12, 3, 9]
+
+
+def lively(seed):
+    """A random GPT-2 of 12 words, each of which is likely at times, so that any can be the stop token."""
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(vocab_size=12, n_positions=64, n_embd=16, n_layer=2, n_head=2)).double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.normal_(std=0.4)
+    return model
+
+
+def test_beam_search_equals_transformers_for_prompts_of_different_lengths_in_one_batch(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    stopped = at_limit = not_greedy = 0
+    for seed in range(6):
+        ours, prompts, stop = lively(seed), prompts_of(LENGTHS, vocab=12, seed=seed), seed
+        ours.save_pretrained(tmp_path, dtype=torch.double, eos_token_id=stop)
+        theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.double).eval()
+        greedy = generate(ours, prompts, LIMITS, stop)
+        for beams in (2, 3, 4, 5):
+            options = {"num_beams": beams, "do_sample": False, "length_penalty": 1.0, "early_stopping": True}
+            found = beam_search(ours, prompts, LIMITS, stop, beams)
+            for prompt, limit, new, plain in zip(prompts, LIMITS, found, greedy):
+                wanted = theirs.generate(
+                    torch.tensor([prompt]), max_new_tokens=limit, eos_token_id=stop, pad_token_id=stop, **options
+                )
+                assert new == wanted[0, len(prompt) :].tolist()
+                stopped += new[-1] == stop and len(new) < limit
+                at_limit += new[-1] != stop and len(new) == limit
+                not_greedy += new != plain
+    assert min(stopped, at_limit, not_greedy) > 30
+
+
+def test_one_beam_is_greedy_decoding_in_the_models_own_precision():
+    for seed in range(6):
+        model, prompts = lively(seed), prompts_of(LENGTHS, vocab=12, seed=seed)
+        model.wte.weight.data[1::2] = model.wte.weight.data[::2] * (1 + 1e-12)  # twins that only float64 tells apart
+        assert beam_search(model, prompts, LIMITS, 3, beams=1) == generate(model, prompts, LIMITS, 3)
+
+
+def test_beam_search_does_not_depend_on_batch_mates(monkeypatch):
+    model, limits = lively(0), [*LIMITS, 0, 5]
+    prompts = prompts_of([*LENGTHS, 2, 60], vocab=12)  # the last fills the context
+    whole = beam_search(model, prompts, limits, 3, beams=4)
+    assert whole == [beam_search(model, [p], n, 3, beams=4)[0] for p, n in zip(prompts, limits)]
+    monkeypatch.setattr(model_file, "MAX_ROWS", 8)  # two prompts a chunk
+    assert beam_search(model, prompts, limits, 3, beams=4) == whole
+    monkeypatch.setattr(model_file, "CACHE_BYTES", 1)  # one
+    assert beam_search(model, prompts, limits, 3, beams=4) == whole
+
+
+def test_memory_is_bounded_with_all_beams_and_finished_prompts_are_dropped(monkeypatch):
+    kept = []
+
+    class Cache(KVCache):
+        def keep(self, rows):
+            super().keep(rows)
+            kept.append(self.kv.size(2))
+
+    monkeypatch.setattr(model_file, "KVCache", Cache)
+    monkeypatch.setattr(model_file, "CACHE_BYTES", 200 * 4 * 2 * 2 * 16)  # 200 columns of 2 layers of 16 channels
+    beam_search(lively(0), prompts_of([30] * 3, vocab=12), 3, stop_id=-1, beams=3)  # 2 x 3 x 33 columns are 198
+    assert kept == [6, 6, 3, 3]
+    kept.clear()
+    beam_search(lively(0), prompts_of([3] * 4, vocab=12), [2, 1, 2, 4], stop_id=-1, beams=3)
+    assert kept == [9, 3, 3]
+
+
+def test_logits_in_half_precision_are_scored_in_float32(monkeypatch):
+    prompts, head, found = prompts_of(LENGTHS, vocab=12), GPT.head, []
+    for cast in (lambda x: x.bfloat16(), lambda x: x.bfloat16().float()):
+        monkeypatch.setattr(GPT, "head", lambda self, hidden, cast=cast: cast(head(self, hidden)))
+        found.append([beam_search(lively(seed), prompts, LIMITS, 3, beams=4) for seed in range(6)])
+    assert found[0] == found[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [len(new) for new in beam_search(lively(0).float(), prompts, LIMITS, -1, beams=4)] == LIMITS
+
+
+@pytest.mark.parametrize("beams", [0, 7])
+def test_beams_the_vocabulary_has_no_candidates_for_are_an_error(beams):
+    with pytest.raises(ValueError, match=f"{beams} beams"):
+        beam_search(lively(0), [[1]], 3, stop_id=0, beams=beams)

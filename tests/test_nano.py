@@ -12,9 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lab.nano
+import lab.paper
 from data import NANO_VOCABULARY, Tokenizer
 from lab.nano import ASSETS, collected, comparison, comparison_table, pretrain, repeated_spans
-from lab.options import Options, resolve
+from lab.options import Options, parse, resolve
+from lab.paper import name_for
 from lab.run import NANO
 
 
@@ -98,8 +100,8 @@ def commands(monkeypatch, tmp_path):
     given = []
 
     def run(command, stdout, **keywords):
-        o = lab.nano.parse(command[2:])
-        folder = Path(o.runs_dir) / lab.nano.name_of(o, o.order.split(","))
+        o = parse(command[2:])
+        folder = Path(o.runs_dir) / name_for(command[2:])
         given.append(folder.name)
         assert not folder.exists()
         folder.mkdir()
@@ -111,7 +113,7 @@ def commands(monkeypatch, tmp_path):
         (folder / "summary.json").write_text(json.dumps(summary | {"wall_time_s": 1.0}))
         return type("Finished", (), {"returncode": 0})
 
-    monkeypatch.setattr(lab.nano.subprocess, "run", run)
+    monkeypatch.setattr(lab.paper.subprocess, "run", run)
     monkeypatch.setattr(lab.nano, "RESULTS", tmp_path / "results")
     return given
 
@@ -134,10 +136,10 @@ def test_the_comparison_skips_what_is_finished_and_repeats_what_was_cut_off(comm
 
 
 def test_a_run_that_fails_is_named_and_nothing_of_it_is_kept(commands, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(lab.nano.subprocess, "run", lambda *a, **k: type("Failed", (), {"returncode": 1}))
+    monkeypatch.setattr(lab.paper.subprocess, "run", lambda *a, **k: type("Failed", (), {"returncode": 1}))
     assert lab.nano.main(["--compare", "--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: toy.") and "failed; its output is in" in said and said.count("\n") == 1
+    assert said.startswith("error: 71 of 71 runs failed: toy.") and "its output is in" in said and said.count("\n") == 1
     assert not (tmp_path / "results").exists()
 
 
