@@ -38,6 +38,8 @@ class Run:
         for p in self.pretrained.parameters():
             digest.update(p.detach().numpy().tobytes())
         self.fingerprint = digest.hexdigest()
+        if o.kd_beam > (most := self.tokenizer.n_vocab // 2):
+            raise RunError(f"--kd-beam {o.kd_beam}: at most {most}, half the vocabulary")
         self.max_len = min(o.max_len or 1024, self.pretrained.config.n_positions)
         self.encoded = {task.name: encode_task(task, self.tokenizer, self.max_len) for task in self.tasks}
         self.budgets = {task.name: answer_budget(task, self.tokenizer, self.max_len) for task in self.tasks}

@@ -255,7 +255,7 @@ def test_a_line_separator_inside_a_text_is_no_end_of_line(tmp_path):
         (b'{"context": "c", "question": "q", "answer": "a"}\n{"context": "c", "question": "q"}\n', "line 2: 'answer'"),
         (b'{"context": "c", "question": "q", "answer": 3}\n', "line 1: 'answer'"),
         (b'{"context": "c", "question": "q", "answer": "a"}\n{"context": "c", "que', "line 2: cut off or not JSON"),
-        (b'{"context": "c", "question": "q", "answer": "\xff"}\n', "line 1: not UTF-8"),
+        (b'{"context": "c", "question": "q", "answer": "\xff"}\n', "line 1: 'answer' is not UTF-8"),
         (b'["context"]\n', "line 1: a JSON object"),
         (b'{"context": "c", "question": "q", "answer": "\\ud800"}\n', "line 1: 'answer'"),  # half a character
         (b"[" * 100000, "line 1: cut off or not JSON"),

@@ -17,6 +17,8 @@ import data
 import eval as eval_file
 import lamol
 import train
+from eval import rouge_scores
+from lab import run as lab_run
 from lab import rundir
 from lab.options import TEACHER_KEY, UNNAMED, Options, resolve
 from lab.run import NANO
@@ -357,13 +359,44 @@ def test_the_teachers_of_a_long_multitask_run_learn_for_nine_epochs(lab, spied):
 
 
 def test_a_teacher_answer_that_never_stops_gets_no_eos(lab, monkeypatch):
-    monkeypatch.setattr("lab.run.predict", lambda m, tok, examples, n, budget: [[65] * budget for _ in examples])
+    monkeypatch.setattr("lab.run.predict", lambda m, tok, examples, n, budget, beams: [[65] * budget for _ in examples])
     calls = []
     monkeypatch.setattr(train, "learn", lambda *a, **k: calls.append(a))  # students by 6 positional arguments
     folder = run(lab, "--kd", "seq")
     rows = next(call[2] for call in calls if len(call) == 6)
     assert all(row.qa_labels[-1] == data.IGNORE == row.lm_labels[-1] and row.qa_labels[-2] == 65 for row in rows)
     assert not any(line["stopped"] for line in lines(folder / "1-colors" / "distil.jsonl"))
+
+
+def test_a_beam_is_for_the_teachers_answers_alone(lab, monkeypatch):
+    asked, predict = [], lab_run.predict
+    monkeypatch.setattr(lab_run, "predict", lambda *a: (asked.append(a[-1]), predict(*a))[1])
+    for options in (["--kd", "seq"], ["--kd", "seqsoft"], ["--method", "multitask", "--kd", "seq"]):
+        asked.clear()
+        folder = run(lab, *options, "--kd-beam", "3")
+        assert (
+            asked.count(3) == 2 and set(asked) == {1, 3} and "-kd-beam=3" in folder.name
+        )  # one a task; tests are greedy
+
+
+def test_a_run_keeps_what_its_teachers_took_wherever_they_were_made(lab):
+    made = rundir.read_json(run(lab, "--kd", "word") / "summary.json")
+    found = rundir.read_json(run(lab, "--kd", "seq") / "summary.json")
+    assert made["teacher_time_s"] == made["teacher_time_here_s"] == found["teacher_time_s"] > 0
+    assert found["teacher_time_here_s"] == 0.0 and made["parameters"] == found["parameters"] > 9e5
+    assert rundir.read_json(run(lab, "--kd", "none") / "summary.json")["teacher_time_s"] == 0.0
+
+
+def test_several_references_are_scored_where_that_is_asked_for(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(lab_run, "predict", lambda m, tok, examples, *a: [tok.encode("red") for _ in examples])
+    (tmp_path / "colors" / "task.json").write_text('{"metric": "rouge"}')
+    row = {"context": "a tan car", "question": "color?", "answer": "tan", "meta": {"references": ["red", "red tan"]}}
+    (tmp_path / "colors" / "test.jsonl").write_text(json.dumps(row) + "\n")
+    lab[1] = lab[1].split(",")[0]
+    plain, several = (run(lab, "--kd", "none", *options) for options in ([], ["--multi-reference"]))
+    last = [lines(folder / "scores.jsonl")[-1] for folder in (plain, several)]
+    assert [x["metric"] for x in last] == ["rouge", "rouge"] and "-multi-reference=True" in several.name
+    assert last[0]["score"] == 0.0 and last[1]["score"] == rouge_scores(["red"], [["red", "red tan"]])["rouge"] > 0
 
 
 def test_pseudo_data_is_counted_by_reason_and_kept_with_what_was_rejected(lab, capsys, monkeypatch):
@@ -461,8 +494,10 @@ def test_options_that_the_method_has_no_use_for_are_said(lab, capsys):
     run(lab, "--method", "finetune", "--temperature", "3")
     said = capsys.readouterr().out
     assert "note     --gamma has no effect with --method finetune" in said and "note     --temperature" in said
-    run(lab, "--kd", "word", "--gamma", "0", "--updates", "alternate")
-    assert "note     --updates has no effect" in capsys.readouterr().out
+    run(lab, "--kd", "word", "--gamma", "0", "--kd-beam", "4", "--updates", "alternate")
+    said = capsys.readouterr().out
+    assert "note     --kd-beam has no effect" in said
+    assert "note     --updates has no effect" in said
     run(lab, "--kd", "word")
     assert "note  " not in capsys.readouterr().out
 
@@ -495,6 +530,7 @@ def test_defaults_depend_on_the_method_and_the_model():
         (["--gamma", "-1"], "--gamma -1"),
         (["--lr", "nan"], "--lr nan"),
         (["--temperature", "0"], "--temperature 0"),
+        (["--kd-beam", "0"], "--kd-beam 0"),
         (["--model", "gpt3"], "--model gpt3"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
@@ -516,6 +552,7 @@ def test_bad_data_is_one_line_and_exit_code_1_and_nothing_is_written(lab, capsys
     assert "key 'h.1.mlp.c_fc.bias' is missing" in said
     if not torch.cuda.is_available():
         assert "--device cuda" in error(capsys, [*lab, "--device", "cuda"], 1)
+    assert "--kd-beam 1000: at most 524" in error(capsys, [*lab, "--kd", "seq", "--kd-beam", "1000"], 1)
     (tmp_path / "file").write_text("")
     assert "--runs-dir" in error(capsys, [*lab, "--runs-dir", str(tmp_path / "file" / "runs")], 1)
     assert not runs.exists()
@@ -529,12 +566,12 @@ def test_a_used_directory_is_refused_and_left_as_it_is(lab, capsys):
 
 
 def test_no_network_names_the_address_the_place_and_the_way_offline(lab, capsys, monkeypatch, tmp_path):
-    def no_network(url, path, hash_prefix=None):
+    def no_network(request, timeout):
         raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr("lab.prepare.urlopen", no_network)
     places = ["--data-dir", str(tmp_path / "raw"), "--cache-dir", str(tmp_path / "cache")]
-    for task in ("woz", "sql", "cnn"):
+    for task in ("woz", "sql", "cnn", "e2e", "rnnlg.tv", "ag", "amazon"):
         said = error(capsys, [*lab, *places, "--order", task], 1)
         assert "https://" in said and str(tmp_path / "raw") in said and "offline" in said
     assert not [p for p in (tmp_path / "raw").rglob("*") if p.is_file()]
