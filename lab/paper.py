@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -55,6 +56,7 @@ for _figure, _table in (("figure4", "table4"), ("figure5", "table5")):
     FIGURES[_figure] = next(block for block in PUBLISHED[_table] if "," in block)  # hardest to easiest task
 RIGHT_TO_LEFT = [block for block in PUBLISHED["table4"] if "," in block][1]
 TABLES = tuple(name for name in PUBLISHED if name != "source")
+AGREEMENT = ("table6", "table8")  # with the teacher; printed with two decimals
 
 
 class RunKey(NamedTuple):
@@ -66,7 +68,7 @@ class RunKey(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One number of a table: where it stands, our values (one a run), the paper's, and how many runs it needs."""
+    """One number of a table: where it stands, our values, the paper's, the runs behind ours, and how many it needs."""
 
     table: str
     block: str
@@ -74,6 +76,7 @@ class Cell(NamedTuple):
     column: str
     ours: list[float]
     paper: float | None
+    runs: int
     wanted: int
 
 
@@ -88,7 +91,7 @@ def keys_of(what: str, seeds) -> list[RunKey]:
     if what in FIGURES:
         labels = [label for label in METHODS if what == "figure3" or label != "finetune"]
         return [RunKey(FIGURES[what], label, seed) for label in labels for seed in seeds]
-    if what in ("table6", "table8"):
+    if what in AGREEMENT:
         labels = ["Single QA+LM", *(label for label in METHODS if label != "finetune")]
         return [RunKey(FIGURES["figure5"], label, seed) for label in labels for seed in seeds]
     blocks = PUBLISHED[what]
@@ -141,10 +144,15 @@ def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None
                 failed.append(f"{name} failed with {code}; its output is in {runs_dir / name}.log")
                 print(failed[-1], flush=True)
                 return
-        summary = rundir.read_json(runs_dir / name / "summary.json")
+        try:
+            summary = rundir.read_json(runs_dir / name / "summary.json")
+            said = f"{name}: {summary['average']:.1f} in {summary['wall_time_s']:.0f} s"
+        except (ValueError, KeyError, TypeError) as e:
+            failed.append(f"{runs_dir / name / 'summary.json'}: not a run's summary ({e!r})")
+            return
         if keep:
             rundir.write_folder(keep / name, lambda folder: copy_small_files(runs_dir / name, folder))
-        print(f"{name}: {summary['average']:.1f} in {summary['wall_time_s']:.0f} s", flush=True)
+        print(said, flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, runs.items()))
@@ -162,95 +170,107 @@ def copy_small_files(run: Path, folder: Path) -> None:
 # ---------------------------------------------------------------------- from runs to numbers
 
 
-def found(keys, folders, extra) -> dict[RunKey, Path]:
-    """The directories of the runs that have finished."""
+def found(what, keys, folders, extra) -> dict[RunKey, Path]:
+    """The directories of the runs that have finished; Tables 6 and 8 need their predictions, which are not kept."""
     places = {key: [folder / name_for(arguments(key, extra)) for folder in folders] for key in keys}
     there = {key: [path for path in paths if (path / "summary.json").exists()] for key, paths in places.items()}
+    if what in AGREEMENT:
+        there = {key: [path for path in paths if stages_of(path)] for key, paths in there.items()}
     return {key: paths[0] for key, paths in there.items() if paths}
+
+
+def stages_of(run: Path) -> list[Path]:
+    """The folders of a run's stages, in order."""
+    return sorted(run.glob("[0-9]*-*"), key=lambda folder: int(folder.name.split("-")[0]))
 
 
 def cells_of(what: str, runs: dict[RunKey, Path], seeds) -> list[Cell]:
     """The numbers of a table or figure, or all that `claims` needs. Raises DataError for a run that can't be read."""
     if what == "claims":
         every = [cells_of(name, runs, seeds) for name in ("table2", "table3", "table4", "table6", "figure3", "figure4")]
-        return [cell for cells in every for cell in cells] + costs(runs, len(seeds))
+        wanted = len(keys_of("table2", seeds)) // len(METHODS)
+        return [cell for cells in every for cell in cells] + costs(runs, wanted)
     if what in FIGURES:
         return curves(what, runs, seeds)
     cells, published = [], PUBLISHED[what]
+    orders = [order for order in PUBLISHED["table2" if what == "table3" else what] if "," in order]
+    answers = {key: hits(runs[key]) for key in keys_of(what, seeds) if key in runs} if what in AGREEMENT else {}
     for block, rows in published.items():
         if block == "columns":
             continue
         for row, numbers in rows.items():
-            if what in ("table6", "table8"):
-                ours, wanted = agreement(runs, block, row, seeds), len(seeds)
-            elif what == "table3" and block in (MEAN, DEVIATION):
-                ours, wanted = over_orders(runs, row, block, seeds), len(PUBLISHED["table2"]) - 1
-                wanted = 1 if block == DEVIATION else wanted
+            if what in AGREEMENT:
+                ours, wanted = agreement(answers, block, row, seeds), len(seeds)
+                there = len(ours)
             else:
-                order = FIGURES["figure3"] if what == "table3" else next(b for b in published if "," in b)
-                ours = [
-                    scores(runs[key])
-                    for s in seeds
-                    if (key := RunKey(block if "," in block else order, row, s)) in runs
-                ]
-                wanted = len(seeds)
-            for i, (column, paper) in enumerate(zip(published["columns"], numbers)):
-                values = [one[column] if isinstance(one, dict) else one[i] for one in ours]
-                cells.append(Cell(what, block, row, column, values, paper, wanted))
+                first = FIGURES["figure3"] if what == "table3" else orders[0]
+                of_row = orders if block in (MEAN, DEVIATION) else [first if block == PLAIN else block]
+                keys = [RunKey(order, row, seed) for order in of_row for seed in seeds]
+                ours, wanted = {key: scores(runs[key]) for key in keys if key in runs}, len(keys)
+                there = len(ours)
+                ours = over_orders(ours, block) if block in (MEAN, DEVIATION) else list(ours.values())
+            for column, paper in zip(published["columns"], numbers):
+                values = [one[column] for one in ours if column in one]
+                cells.append(Cell(what, block, row, column, values, paper, there, wanted))
     return cells
 
 
 def scores(path: Path) -> dict[str, float]:
     """A run's score on each task after its last stage, and their average."""
     summary = read_run(path)
-    last = final_scores(summary["method"], summary["order"], {int(m): row for m, row in summary["scores"].items()})
-    return {**{task: last[task] for task in summary["order"]}, "avg": summary["average"]}
+    try:
+        last = final_scores(summary["method"], summary["order"], {int(m): row for m, row in summary["scores"].items()})
+        return {**{task: last[task] for task in summary["order"]}, "avg": summary["average"]}
+    except (KeyError, ValueError) as e:
+        raise DataError(f"{path / 'summary.json'}: not a run's summary ({e!r})") from None
 
 
-def over_orders(runs, row, block, seeds) -> list[dict[str, float]]:
+def over_orders(ours: dict[RunKey, dict], block: str) -> list[dict[str, float]]:
     """Table 3: a method's scores in each order of Table 2 (mean over seeds), or their standard deviation, the Avg of
     which is the mean of the tasks'."""
-    orders = [order for order in PUBLISHED["table2"] if "," in order]
-    by_order = [[scores(runs[key]) for s in seeds if (key := RunKey(order, row, s)) in runs] for order in orders]
-    means = [{column: mean(one[column] for one in same) for column in same[0]} for same in by_order if same]
+    by_order = {}
+    for key, one in ours.items():
+        by_order.setdefault(key.order, []).append(one)
+    means = [{column: mean(one[column] for one in same) for column in same[0]} for same in by_order.values()]
     if block == MEAN:
         return means
     if len(means) < 2:
         return []
-    tasks = [column for column in means[0] if column != "avg"]
-    sd = {task: stdev(one[task] for one in means) for task in tasks}
+    sd = {task: stdev(one[task] for one in means) for task in means[0] if task != "avg"}
     return [{**sd, "avg": mean(sd.values())}]
 
 
-def agreement(runs, block, row, seeds) -> list[list[float]]:
+def agreement(answers: dict[RunKey, dict], block: str, row: str, seeds) -> list[dict[str, float]]:
     """Tables 6 and 8: accuracy on all test examples, on those that the teacher (the Single QA+LM model) gets right, and
-    on the others; pooled over the five tasks, or of one task. Raises DataError for predictions that don't match."""
+    on the others, where there are any; pooled over the five tasks, or of one task. Raises DataError for runs of
+    different test examples."""
     order, out = FIGURES["figure5"], []
     for seed in seeds:
-        teacher, student = RunKey(order, "Single QA+LM", seed), RunKey(order, row, seed)
-        student = teacher if row == "teacher" else student
-        if teacher in runs and student in runs:
-            right, ours = hits(runs[teacher], block), hits(runs[student], block)
+        teacher = RunKey(order, "Single QA+LM", seed)
+        student = teacher if row == "teacher" else RunKey(order, row, seed)
+        right, ours = answers.get(teacher), answers.get(student)
+        if right and ours:
             if right.keys() != ours.keys():
-                raise DataError(f"{runs[student]} and {runs[teacher]}: not of the same test examples")
-            groups = [ours.values(), [ours[x] for x in ours if right[x]], [ours[x] for x in ours if not right[x]]]
-            out.append([100 * sum(group) / max(1, len(group)) for group in groups])
+                raise DataError(f"{student.label} and its teacher, seed {seed}: not of the same test examples")
+            places = [place for place in ours if block in ("all", place[0])]
+            groups = (places, [x for x in places if right[x]], [x for x in places if not right[x]])
+            named = zip(PUBLISHED["table6"]["columns"], groups)
+            out.append({name: 100 * sum(ours[x] for x in group) / len(group) for name, group in named if group})
     return out
 
 
-def hits(run: Path, block: str) -> dict[tuple, bool]:
-    """Which test examples the last model of each task answers right: (task, place) -> bool, of one task or of all."""
+def hits(run: Path) -> dict[tuple, bool]:
+    """Which test examples the last model of each task answers right: (task, place, id) -> bool."""
     right = {}
-    for folder in sorted(run.glob("[0-9]*-*"), key=lambda folder: int(folder.name.split("-")[0])):
+    for folder in stages_of(run):
         try:
-            lines = rundir.read_jsonl(folder / "predictions.jsonl")
-            texts = {}
-            for line in lines:
-                if block in ("all", line["task"]):
-                    texts.setdefault(line["task"], []).append((line["prediction"].strip(), line["answer"].strip()))
+            places = {}
+            for line in rundir.read_jsonl(folder / "predictions.jsonl"):
+                place = places[line["task"]] = places.get(line["task"], -1) + 1
+                same = line["prediction"].strip() == line["answer"].strip()
+                right[line["task"], place, line["id"]] = same  # the last stage's stand
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise DataError(f"{folder / 'predictions.jsonl'}: can't be read ({e!r})") from None
-        right |= {(task, i): a == b for task, pairs in texts.items() for i, (a, b) in enumerate(pairs)}
     return right
 
 
@@ -262,10 +282,24 @@ def curves(what, runs, seeds) -> list[Cell]:
         for seed in seeds:
             if path := runs.get(RunKey(order, label, seed)):
                 for task in order.split(","):
-                    for epoch, score in curve(rundir.read_jsonl(path / "scores.jsonl"), task).items():
+                    for epoch, score in curve(read_scores(path), task).items():
                         points.setdefault((task, epoch), []).append(score)
-        cells += [Cell(what, task, label, epoch, ours, None, len(seeds)) for (task, epoch), ours in points.items()]
+        cells += [
+            Cell(what, task, label, epoch, ours, None, len(ours), len(seeds)) for (task, epoch), ours in points.items()
+        ]
     return cells
+
+
+def read_scores(run: Path) -> list[dict]:
+    """The lines of a run's scores.jsonl. Raises DataError where there are none, or they can't be read."""
+    path = run / "scores.jsonl"
+    try:
+        lines = [{key: x[key] for key in ("stage", "epoch", "task", "score")} for x in rundir.read_jsonl(path)]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise DataError(f"{path}: can't be read ({e!r})") from None
+    if not lines:
+        raise DataError(f"{path}: no scores in it")
+    return lines
 
 
 def curve(lines: list[dict], task: str) -> dict[int, float]:
@@ -275,32 +309,38 @@ def curve(lines: list[dict], task: str) -> dict[int, float]:
 
 
 def costs(runs, wanted) -> list[Cell]:
-    """Parameters of the final model, and seconds of a run with all of its teachers, wherever they were made."""
+    """Parameters of the final model, and seconds of a run with all of its teachers, wherever they were made; not of
+    runs of earlier versions, which did not write them down."""
     cells = {}
     for key, path in runs.items():
         if key.label in METHODS and key.order in PUBLISHED["table2"]:
             s = read_run(path)
+            if not {"teacher_time_s", "teacher_time_here_s", "parameters"} <= s.keys():
+                continue
             seconds = s["wall_time_s"] - s["teacher_time_here_s"] + s["teacher_time_s"]
             cells.setdefault(("seconds", key.label), []).append(seconds)
             cells.setdefault(("parameters", key.label), []).append(s["parameters"])
-    return [Cell("cost", kind, label, "", ours, None, wanted) for (kind, label), ours in cells.items()]
+    return [Cell("cost", kind, label, "", ours, None, len(ours), wanted) for (kind, label), ours in cells.items()]
 
 
 # ---------------------------------------------------------------------- tables
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 1) -> str:
     """`mean ± standard deviation` (n - 1); a dash where there is nothing, or nothing to measure."""
     if not values or values[0] is None:
         return "–"
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"
 
 
 def said(cell: Cell) -> tuple[str, str, str]:
     """Ours (with * where runs are missing), the paper's number, and the difference."""
-    mark = "*" if 0 < len(cell.ours) < cell.wanted else ""
-    difference = f"{mean(cell.ours) - cell.paper:+.1f}" if cell.ours and cell.paper is not None else "–"
-    return spread(cell.ours) + mark, "–" if cell.paper is None else f"{cell.paper:.1f}", difference
+    digits = 2 if cell.table in AGREEMENT else 1
+    mark = "*" if cell.ours and cell.runs < cell.wanted else ""
+    paper = "–" if cell.paper is None else f"{cell.paper:.{digits}f}"
+    difference = f"{mean(cell.ours) - cell.paper:+.{digits}f}" if cell.ours and cell.paper is not None else "–"
+    return spread(cell.ours, digits) + mark, paper, difference
 
 
 def blocks_of(cells: list[Cell]):
@@ -353,7 +393,7 @@ def as_csv(cells: list[Cell]) -> str:
         difference = ours - c.paper if c.ours and c.paper is not None else None
         numbers = [None if x is None else round(x, 4) for x in (ours, sd)]
         last = [c.paper, None if difference is None else round(difference, 4)]
-        writer.writerow([*c[:4], *numbers, len(c.ours), c.wanted, *last])
+        writer.writerow([*c[:4], *numbers, c.runs, c.wanted, *last])
     return out.getvalue().rstrip("\n")
 
 
@@ -429,7 +469,7 @@ CLAIMS = {  # numbers of methods are in the order Word-KD, Seq-KD_soft, Seq-KD
     "soft targets raise scores faster in the first epochs of a stage than hard ones": soft_targets_are_faster,
     "rnnlg.hotel rises before its data is seen, most with Seq-KD": transfers_forward,
     "easiest-to-hardest, lifelong learning passes the multitask rows of Table 4": easiest_first_passes_multitask,
-    "KD gains in classification where the teacher is right (A), not where it is wrong (B)": (
+    "KD's gain in classification comes from where the teacher is right (A) more than from where it is wrong (B)": (
         gains_where_the_teacher_is_right
     ),
     "little extra time (our bound: twice), no extra memory in the final model": costs_little,
@@ -437,13 +477,19 @@ CLAIMS = {  # numbers of methods are in the order Word-KD, Seq-KD_soft, Seq-KD
 
 
 class Numbers:
-    """n(table, block, row, column) -> a number, ours or the paper's. Raises LookupError for one that is not there."""
+    """n(table, block, row, column) -> a number, ours or the paper's. Raises LookupError for one that is not there.
+
+    n.mark: * once a number was asked for that lacks some of its runs."""
 
     def __init__(self, cells: list[Cell], ours: bool):
         values = {cell[:4]: (mean(cell.ours) if cell.ours else None) if ours else cell.paper for cell in cells}
         self.values = {place: value for place, value in values.items() if value is not None}
+        self.partial = {cell[:4] for cell in cells if ours and cell.runs < cell.wanted}
+        self.mark = ""
 
     def __call__(self, *place):
+        if place in self.partial:
+            self.mark = "*"
         return self.values[place]
 
     def epochs(self, figure):
@@ -451,17 +497,19 @@ class Numbers:
 
 
 def claims_table(cells: list[Cell]) -> list[tuple[str, str, str, str]]:
-    """(claim, the paper's numbers, ours, whether it holds in ours); a dash where numbers are missing."""
+    """(claim, the paper's numbers, ours, whether it holds in ours); a dash where numbers are missing, * where runs."""
     rows = []
     for claim, judge in CLAIMS.items():
         shown = []
         for ours in (False, True):
+            n = Numbers(cells, ours)
             try:
-                shown.append(judge(Numbers(cells, ours)))
+                numbers, holds = judge(n)
+                shown.append((numbers + n.mark, "yes" if holds else "no"))
             except (LookupError, ValueError):  # mean of nothing: a figure without runs
-                shown.append(("–", None))
+                shown.append(("–", "–"))
         (paper, _), (own, holds) = shown
-        rows.append((claim, paper, own, "–" if holds is None else "yes" if holds else "no"))
+        rows.append((claim, paper, own, holds))
     return rows
 
 
@@ -492,7 +540,7 @@ def draw(what: str, runs: dict[RunKey, Path], path: Path) -> None:
 
     order, found = FIGURES[what].split(","), {}
     for key, run in runs.items():
-        found.setdefault(key.label, []).append(rundir.read_jsonl(run / "scores.jsonl"))
+        found.setdefault(key.label, []).append(read_scores(run))
     epochs = max(line["epoch"] for lines in found.values() for line in lines[0])
     fig, axes = plt.subplots(len(order), 1, figsize=(8, 1 + 1.9 * len(order)), sharex=True, layout="constrained")
     for task, ax in zip(order, axes):
@@ -544,7 +592,7 @@ def main(argv=None) -> int:
     style.add_argument("--markdown", action="store_const", const="markdown", dest="style", help="a Markdown table")
     style.add_argument("--csv", action="store_const", const="csv", dest="style", help="a line a number")
     parser.add_argument("--seeds", default="0", help="comma-separated; each run once a seed (default %(default)s)")
-    parser.add_argument("--keep", help="copy the small files of runs there; runs kept there count as finished")
+    parser.add_argument("--keep", help="copy runs' small files (no predictions) there; runs kept there count as finished")
     parser.add_argument("--out", help="where a figure goes; default: <runs-dir>/<figure>.png")
     o, extra = parser.parse_known_args(argv)
     try:
@@ -553,8 +601,10 @@ def main(argv=None) -> int:
         parser.error(f"--seeds {o.seeds}: numbers with commas between them are expected")
     if own := next((word for word in extra if word.split("=")[0] in OWN), None):
         parser.error(f"{own}: an experiment sets it itself (--seeds for several seeds)")
-    if o.out and o.what not in FIGURES:
-        parser.error(f"--out: {o.what} is no figure")
+    if o.out and (o.what not in FIGURES or o.style):
+        parser.error("--out: only for a drawn figure")
+    if o.style == "markdown" and o.what in FIGURES:
+        parser.error(f"--markdown: {o.what} is no table; --csv prints its numbers")
     keys = keys_of(o.what, seeds)
     commands = {name_for(argv): argv for argv in (arguments(key, extra) for key in keys)}
     if o.print_commands:
@@ -562,10 +612,13 @@ def main(argv=None) -> int:
         return 0
     runs_dir = Path(parse(arguments(keys[0], extra)).runs_dir).expanduser()
     keep = Path(o.keep).expanduser() if o.keep else None
+    if keep and keep.resolve() == runs_dir.resolve():
+        parser.error(f"--keep {o.keep}: runs are made there; another folder is expected")
     try:
         if o.run:
-            run_all(commands, runs_dir, keep)
-        runs = found(keys, [runs_dir, *([keep] if keep else [])], extra)
+            with redirect_stdout(sys.stderr):
+                run_all(commands, runs_dir, keep)
+        runs = found(o.what, keys, [runs_dir, *([keep] if keep else [])], extra)
         cells = cells_of(o.what, runs, seeds)
         if o.what not in FIGURES or o.style == "csv":
             print(report(o.what, cells, o.style or "text"))
