@@ -22,7 +22,7 @@ import tiktoken
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lab.prepare import DataError, prepare, read_jsonl
+from lab.prepare import DataError, prepare, read_task
 from lab.toy import GRAMMARS, SIZES, toy_rows
 
 IGNORE = -1  # a position that is not supervised
@@ -40,7 +40,7 @@ GROUP_TOKENS = 4096  # padded tokens that go through the model at once
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its answer; `meta` is what the metric needs besides: see `check_meta`."""
+    """One question with its answer; `meta` is what the metric needs besides: see lab/prepare.py."""
 
     context: str
     question: str
@@ -83,14 +83,7 @@ def load_task(entry: str, data_dir: str, cache_dir: str, limit: int = 0) -> Task
         splits = [toy_rows(name, split, n) for split, n in SIZES.items()]
     else:
         folder = prepare(name, data_dir, cache_dir) if name in METRICS else Path(entry)
-        splits = [read_jsonl(folder / f"{split}.jsonl") for split in ("train", "test")]
-        for n, row in enumerate(splits[1], 1):
-            try:
-                check_meta(metric, row["meta"])
-            except (KeyError, TypeError, ValueError) as e:
-                raise DataError(
-                    f"{folder / 'test.jsonl'}, example {n}: 'meta' lacks what {metric} needs ({e})"
-                ) from None
+        splits = read_task(folder, metric).values()
     train, test = ([Example(**row) for row in rows[: limit or None]] for rows in splits)
     return Task(name, metric, train, test)
 
@@ -107,25 +100,6 @@ def metric_of(path: Path) -> str:
         return metric
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as e:
         raise DataError(f'{path}: {{"metric": one of {known}}} is expected ({e})') from None
-
-
-def check_meta(metric: str, meta: dict) -> None:
-    """Raises KeyError, TypeError or ValueError where a test example's `meta` lacks what its metric needs.
-
-    joint_goal_em: turn, as `<language>_<dialogue>_<turn>`, in dialogue order. lfem: sql {sel, agg, conds: [[column,
-    operator, value]]} and the header it points into. rouge: references, if there are several (--multi-reference)."""
-    texts = []
-    if metric == "joint_goal_em":
-        texts = [meta["turn"]]
-    elif metric == "lfem":
-        texts, form = meta["header"], meta["sql"]
-        indices = [form["sel"], form["agg"], *(i for column, op, _ in form["conds"] for i in (column, op))]
-        if not texts or any(type(i) is not int for i in indices):
-            raise ValueError("sel, agg, columns and operators are numbers")
-    elif metric == "rouge":
-        texts = meta.get("references", [])
-    if not isinstance(texts, list) or any(not isinstance(text, str) for text in texts):
-        raise ValueError("a list of texts is expected")
 
 
 # ---------------------------------------------------------------------- text <-> ids

@@ -200,15 +200,15 @@ def cells_of(what: str, runs: dict[RunKey, Path], seeds) -> list[Cell]:
             continue
         for row, numbers in rows.items():
             if what in AGREEMENT:
-                ours, wanted = agreement(answers, block, row, seeds), len(seeds)
-                there = len(ours)
+                ours = agreement(answers, block, row, seeds)
+                there, wanted = len(ours), len(seeds)
             else:
-                first = FIGURES["figure3"] if what == "table3" else orders[0]
-                of_row = orders if block in (MEAN, DEVIATION) else [first if block == PLAIN else block]
+                plain = FIGURES["figure3"] if what == "table3" else orders[0]
+                of_row = orders if block in (MEAN, DEVIATION) else [plain if block == PLAIN else block]
                 keys = [RunKey(order, row, seed) for order in of_row for seed in seeds]
-                ours, wanted = {key: scores(runs[key]) for key in keys if key in runs}, len(keys)
-                there = len(ours)
-                ours = over_orders(ours, block) if block in (MEAN, DEVIATION) else list(ours.values())
+                by_run = {key: scores(runs[key]) for key in keys if key in runs}
+                there, wanted = len(by_run), len(keys)
+                ours = over_orders(by_run, block) if block in (MEAN, DEVIATION) else list(by_run.values())
             for column, paper in zip(published["columns"], numbers):
                 values = [one[column] for one in ours if column in one]
                 cells.append(Cell(what, block, row, column, values, paper, there, wanted))
@@ -225,11 +225,11 @@ def scores(path: Path) -> dict[str, float]:
         raise DataError(f"{path / 'summary.json'}: not a run's summary ({e!r})") from None
 
 
-def over_orders(ours: dict[RunKey, dict], block: str) -> list[dict[str, float]]:
+def over_orders(by_run: dict[RunKey, dict], block: str) -> list[dict[str, float]]:
     """Table 3: a method's scores in each order of Table 2 (mean over seeds), or their standard deviation, the Avg of
     which is the mean of the tasks'."""
     by_order = {}
-    for key, one in ours.items():
+    for key, one in by_run.items():
         by_order.setdefault(key.order, []).append(one)
     means = [{column: mean(one[column] for one in same) for column in same[0]} for same in by_order.values()]
     if block == MEAN:
@@ -251,7 +251,9 @@ def agreement(answers: dict[RunKey, dict], block: str, row: str, seeds) -> list[
         right, ours = answers.get(teacher), answers.get(student)
         if right and ours:
             if right.keys() != ours.keys():
-                raise DataError(f"{student.label} and its teacher, seed {seed}: not of the same test examples")
+                raise DataError(
+                    f"{student.label} and its teacher, seed {seed}: not of the same test examples; run both anew"
+                )
             places = [place for place in ours if block in ("all", place[0])]
             groups = (places, [x for x in places if right[x]], [x for x in places if not right[x]])
             named = zip(PUBLISHED["table6"]["columns"], groups)
@@ -592,7 +594,9 @@ def main(argv=None) -> int:
     style.add_argument("--markdown", action="store_const", const="markdown", dest="style", help="a Markdown table")
     style.add_argument("--csv", action="store_const", const="csv", dest="style", help="a line a number")
     parser.add_argument("--seeds", default="0", help="comma-separated; each run once a seed (default %(default)s)")
-    parser.add_argument("--keep", help="copy runs' small files (no predictions) there; runs kept there count as finished")
+    parser.add_argument(
+        "--keep", help="copy runs' small files (no predictions) there; runs kept there count as finished"
+    )
     parser.add_argument("--out", help="where a figure goes; default: <runs-dir>/<figure>.png")
     o, extra = parser.parse_known_args(argv)
     try:
@@ -627,7 +631,8 @@ def main(argv=None) -> int:
             draw(o.what, runs, path)
             print(path)
         if len(runs) < len(keys):
-            hint = f"{len(runs)} of {len(keys)} runs found in {runs_dir}; --print-commands shows them all"
+            hint = f"{len(runs)} of {len(keys)} runs found in {runs_dir} (*: some are missing)"
+            hint += "; --print-commands shows them all"
             print(hint, file=sys.stderr)
         return 0
     except (DataError, RunError, OSError) as e:

@@ -17,7 +17,6 @@ import csv
 import fcntl
 import gzip
 import hashlib
-import io
 import json
 import os
 import random
@@ -37,6 +36,7 @@ from tqdm import tqdm
 
 RULES = "2"  # part of every key: change it when a reader's output changes
 SPLITS = ("train", "test")
+METRIC_WITH_META = {"woz": "joint_goal_em", "sql": "lfem"}  # they need more than texts: see check_meta
 PARTS = ("context", "question", "answer")
 TABLE_1 = {  # the paper's sizes: train, test
     "woz": (2536, 1646),
@@ -164,7 +164,10 @@ def prepare(task: str, data_dir: str | Path, cache_dir: str | Path) -> Path:
     data_dir, cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
     raw, sizes = data_dir / SOURCES[task][0], dict(zip(SPLITS, TABLE_1[task]))
     interchange = [] if list(raw.glob("*.tables.jsonl")) else local_files(raw, [f"{split}.jsonl" for split in SPLITS])
-    files, read = (interchange, partial(read_interchange, interchange)) if interchange else READERS[task](task, raw)
+    if interchange:  # chosen already: nothing is left out
+        files, read = interchange, lambda sizes: read_task(raw, METRIC_WITH_META.get(task, ""))
+    else:
+        files, read = READERS[task](task, raw)
     digests = {path: sha256(path) for path in files}
     known = {Path(url).name: digest for url, digest in SOURCES[task][1].items()}
     if own := [path.name for path in files if known.get(path.name, "") not in (None, digests[path])]:
@@ -231,10 +234,10 @@ def woz_dialogue(line, item):
 def woz_turn(turn, before):
     """`food, area: north -- user's words` and `slot: value, slot: value; request, request` (or None)."""
     acts = ", ".join(act if isinstance(act, str) else ": ".join(act) for act in turn["system_acts"])
-    context = one_line(f"{acts + ' -- ' if acts else ''}{turn['transcript']}")
+    context = one_line((acts + " -- " if acts else "") + turn["transcript"])
     state = [(item["act"], slot, value) for item in turn["belief_state"] for slot, value in item["slots"]]
     informed = [(slot, value) for act, slot, value in state if act == "inform"]
-    new = ", ".join(f"{slot}: {value}" for slot, value in informed if (slot, value) not in before)
+    new = ", ".join(": ".join(pair) for pair in informed if pair not in before)
     requests = ", ".join(value for act, _, value in state if act != "inform")
     answer = f"{new}; {requests}".strip() if new or requests else "None"
     return {"context": context, "question": "What is the change in state?", "answer": answer}, informed
@@ -259,11 +262,12 @@ def sql(task, folder):
             texts = read_members(files[0], [f"data/{name}" for name in names])
         else:
             texts = {path.name: path.read_bytes() for path in files}
-        rows = {}
+        place, rows = files[0] if len(files) == 1 else folder, {}
         for split in SPLITS:
-            tables = folder / f"{split}.tables.jsonl"
+            path, tables = place / f"{split}.jsonl", place / f"{split}.tables.jsonl"
             headers = dict(good_rows(tables, jsonl_items(decode(texts[tables.name])), sql_header))
-            path = folder / f"{split}.jsonl"
+            if not headers:
+                raise DataError(f"{tables}: no table in it; fetch it again")
             convert = partial(sql_example, split, headers)
             rows[split] = subsample(good_rows(path, jsonl_items(decode(texts[path.name])), convert), sizes[split])
         return rows
@@ -272,7 +276,12 @@ def sql(task, folder):
 
 
 def sql_header(line, table):
-    return [(table["id"], [str(column) for column in table["header"]])]
+    """A table's id and header. Raises TypeError or ValueError where they are no texts."""
+    id, header = table["id"], table["header"]
+    if not isinstance(header, list):
+        raise ValueError("'header' is no list")
+    "".join([id, *header]).encode()  # half a character is no UTF-8
+    return [(id, header)]
 
 
 def sql_example(split, headers, line, row):
@@ -282,7 +291,7 @@ def sql_example(split, headers, line, row):
 def sql_row(row, headers):
     """Columns and key words, then the question; the SQL text; `meta` keeps the logical form and the header."""
     form, header = row["sql"], headers[row["table_id"]]
-    context = f"The table has columns {', '.join(header)} and key words {SQL_KEYWORDS}-- {row['question']}"
+    context = f"The table has columns {', '.join(header)} and key words {SQL_KEYWORDS}-- " + row["question"]
     aggregate, selected = at(AGGREGATES, form["agg"]), at(header, form["sel"])
     conditions = " AND ".join(f"{at(header, col)} {at(OPERATORS, op)} {value}" for col, op, value in form["conds"])
     answer = f"SELECT {aggregate + ' ' if aggregate else ''}{selected} FROM table"
@@ -313,6 +322,8 @@ def cnn(task, folder):
         stories = read_stories(archives, {name for rows in drawn.values() for _, name in rows})
 
         def convert(line, name):
+            if name not in stories:
+                raise ValueError(f"{name}.story is in neither archive")
             return [{"id": name, **story(stories[name])}]
 
         return {split: subsample(good_rows(lists[split], drawn[split], convert), sizes[split]) for split in SPLITS}
@@ -400,9 +411,9 @@ def rnnlg(task, folder):
 
 
 def rnnlg_row(split, both, line, row):
+    if not isinstance(row, list) or len(row) != 3:
+        raise ValueError("not a list of 3 texts")
     act, *texts = row
-    if len(texts) != 2:
-        raise ValueError(f"{len(row)} texts in place of 3")
     parts = {"context": act.strip(), "question": NLG_QUESTION}
     kinds = zip(("human", "hdc"), texts if both else texts[:1])
     return [{"id": f"{split}-{line}-{kind}", **parts, "answer": text.strip()} for kind, text in kinds]
@@ -444,7 +455,7 @@ def classification(task, folder):
             for member in tar:
                 split = Path(member.name).name.removesuffix(".csv")
                 if member.isfile() and Path(member.name).name in names:
-                    items = csv_items(where := f"{files[0]}: {member.name}", as_text(tar.extractfile(member)))
+                    items = csv_items(where := f"{files[0]}: {member.name}", text_lines(tar.extractfile(member)))
                     rows[split] = subsample(good_rows(where, items, partial(class_row, task, split)), sizes[split])
         return rows
 
@@ -492,8 +503,10 @@ def from_lamol(source: str | Path, data_dir: str | Path) -> list[str]:
         if files := local_files(source, [f"{name}_to_squad-{split}-v2.0.json" for split in SPLITS]):
             rows = {split: lamol_rows(path) for split, path in zip(SPLITS, files)}
             if task in LAMOL_ANSWERS:
-                rows["test"] = with_answers(rows["test"], source / LAMOL_ANSWERS[task])
+                rows["test"] = with_answers(rows["test"], source / LAMOL_ANSWERS[task], METRIC_WITH_META[task])
             folder = data_dir / SOURCES[task][0]
+            if list(folder.glob("*.tables.jsonl")):
+                raise DataError(f"{folder} holds the raw files of WikiSQL, of the same names: take another --data-dir")
             folder.mkdir(parents=True, exist_ok=True)
             for split in SPLITS:
                 temporary = folder / f".{split}.jsonl.{os.getpid()}"
@@ -520,6 +533,8 @@ def lamol_rows(path):
         rows = [{"id": str(id), **row} for id, row in pairs]
         for row in rows:
             check_row(row)
+        if not rows:
+            raise ValueError("no question in it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise DataError(f"{path}: not in the layout of SQuAD 2.0, or cut off ({e!r})") from None
     return rows
@@ -534,8 +549,8 @@ def id_order(id):
     return (0, int(id), "") if str(id).isdecimal() else (1, 0, str(id))
 
 
-def with_answers(rows, path):
-    """What scoring needs besides: turns and their answers (woz), or logical forms and headers (sql)."""
+def with_answers(rows, path, metric):
+    """What the metric needs besides: turns and their answers (woz), or logical forms and headers (sql)."""
     try:
         entries = json.loads(text_of(path))
         if len(entries) != len(rows):
@@ -548,6 +563,7 @@ def with_answers(rows, path):
                 turn, answer = entry
                 row |= {"answer": answer, "meta": {"turn": turn}}
             check_row(row)
+            check_meta(metric, row["meta"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as e:
         raise DataError(f"{path}: not the answers to its task's test questions ({e})") from None
     return rows
@@ -630,9 +646,11 @@ def text_of(path) -> str:
     return decode(path.read_bytes())
 
 
-def as_text(binary):
-    """A binary stream as lines of text, line ends as they are: the csv module wants them so."""
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
+def text_lines(binary):
+    """Lines of a binary stream as text, line ends as they are: the csv module wants them so.
+
+    Not io.TextIOWrapper, which can't read a member of a streamed archive."""
+    return map(decode, binary)
 
 
 def json_items(path, text):
@@ -650,6 +668,8 @@ def json_items(path, text):
             raise DataError(f"{path}, line {line}: empty, cut off or not JSON ({e}); fetch it again") from None
         yield line, item
         start = space.match(text, end).end()
+    if text[start + 1 :].strip():
+        raise DataError(f"{path}, line {line + text.count(chr(10), seen, start)}: something follows the JSON list")
 
 
 def jsonl_items(text):
@@ -698,15 +718,41 @@ def read_csv_files(files, convert_of, sizes, header=False):
     rows = {}
     for split, path in zip(SPLITS, files):
         with open(path, "rb") as f:
-            items = csv_items(path, as_text(f))
+            items = csv_items(path, text_lines(f))
             items = named_fields(path, items) if header else items
             rows[split] = subsample(good_rows(path, items, convert_of(split)), sizes[split])
     return rows
 
 
-def read_interchange(files, sizes):
-    """Rows by split, as they are: they have been chosen already."""
-    return {split: read_jsonl(path) for split, path in zip(SPLITS, files)}
+def read_task(folder: Path, metric: str) -> dict[str, list[dict]]:
+    """Both splits of a task folder in the interchange format. Raises DataError, which names the file and line."""
+    rows = {split: read_jsonl(folder / f"{split}.jsonl") for split in SPLITS}
+    for n, row in enumerate(rows["test"], 1):
+        try:
+            check_meta(metric, row["meta"])
+        except (KeyError, TypeError, ValueError) as e:
+            what = f"'meta' lacks what {metric} needs ({e})"
+            raise DataError(f"{folder / 'test.jsonl'}, example {n}: {what}") from None
+    return rows
+
+
+def check_meta(metric: str, meta: dict) -> None:
+    """Raises KeyError, TypeError or ValueError where a test example's `meta` lacks what its metric needs.
+
+    joint_goal_em: turn, as `<language>_<dialogue>_<turn>`, in dialogue order. lfem: sql {sel, agg, conds: [[column,
+    operator, value]]} and the header it points into. rouge: references, if there are several (--multi-reference)."""
+    texts = []
+    if metric == "joint_goal_em":
+        texts = [meta["turn"]]
+    elif metric == "lfem":
+        texts, form = meta["header"], meta["sql"]
+        indices = [form["sel"], form["agg"], *(i for column, op, _ in form["conds"] for i in (column, op))]
+        if not texts or any(type(i) is not int for i in indices):
+            raise ValueError("sel, agg, columns and operators are numbers")
+    elif metric == "rouge":
+        texts = meta.get("references", [])
+    if not isinstance(texts, list) or any(not isinstance(text, str) for text in texts):
+        raise ValueError("a list of texts is expected")
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -810,14 +856,17 @@ def download(url: str, path: Path, digest: str | None) -> None:
                     raise DataError("a web page came in place of the file; a log-in or an error page?")
                 if reply.status != 206:  # the server starts at the beginning
                     f.truncate(have := 0)
-                total = have + int(reply.headers.get("Content-Length", -1 - have))
+                total = -1 if reply.length is None else have + reply.length  # None: the server doesn't say
                 with tqdm(total=max(total, 0) or None, initial=have, unit="B", unit_scale=True, disable=None) as bar:
                     while chunk := reply.read(2**20):
                         f.write(chunk)
                         bar.update(len(chunk))
             f.flush()
-            if -1 < total != part.stat().st_size:
-                raise DataError(f"cut off: {part.stat().st_size} of {total} bytes; the next try goes on from there")
+            size = part.stat().st_size
+            if -1 < total != size:
+                raise DataError(f"cut off: {size} of {total} bytes; the next try goes on from there")
+            if not size:
+                raise DataError("an empty file came")
         except HTTPError as e:
             if not (have and e.code == 416):  # 416: there is nothing after what we have, so it is whole or wrong
                 raise
@@ -864,6 +913,8 @@ def main(argv=None) -> int:
     o = parser.parse_args(argv)
     if unknown := [task for task in o.tasks if task not in READERS]:
         parser.error(f"unknown task {unknown[0]!r}: known are {', '.join(READERS)}")
+    if o.from_lamol and o.tasks:
+        parser.error("--from-lamol takes all tasks that its folder holds: name none")
     data_dir = o.data_dir or ("~/.cache/l2kd/lamol" if o.from_lamol else "~/.cache/l2kd/raw")
     try:
         if o.from_lamol:

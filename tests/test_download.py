@@ -1,0 +1,364 @@
+"""Downloads, from a server of our own on the loopback interface. python -m pytest tests/test_download.py"""
+
+import gzip
+import hashlib
+import io
+import json
+import re
+import tarfile
+import threading
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from data import load_task
+from lab import prepare as prepare_file
+from lab.prepare import CLASSES, SOURCES, SPLITS, DataError, download, main, prepare, sha256
+
+CSV = b"".join(b'"%d","A title","Text %d"\n' % (i % 4 + 1, i) for i in range(300))
+HALF = len(CSV) // 2
+PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+
+
+@dataclass
+class Reply:
+    """What the server has to say: a body, of which it may send less than it promises."""
+
+    body: bytes
+    status: int = 200
+    type: str = "application/octet-stream"
+    length: str | None = "right"  # Content-Length: the right one, another text, or none
+    ranges: bool = True  # does it know Range?
+    cut: int | None = None  # close the connection after so many bytes
+    wait: float = 0
+
+
+@dataclass
+class Site:
+    """A server: replies by path (the last of a list stays), and a log of (path, Range header, bytes sent)."""
+
+    url: str
+    replies: dict[str, list[Reply]] = field(default_factory=dict)
+    log: list[tuple] = field(default_factory=list)
+
+    def answer(self, handler):
+        replies = self.replies.get(handler.path) or [Reply(PAGE, status=404)]
+        reply = replies.pop(0) if replies[1:] else replies[0]
+        start, status, body = handler.headers["Range"], reply.status, reply.body
+        if start and reply.ranges and status == 200:
+            first = int(re.fullmatch(r"bytes=(\d+)-", start)[1])
+            status, body = (206, body[first:]) if first < len(body) else (416, b"")
+        time.sleep(reply.wait)
+        handler.send_response(status)
+        handler.send_header("Content-Type", reply.type)
+        if reply.length:
+            handler.send_header("Content-Length", str(len(body)) if reply.length == "right" else reply.length)
+        handler.end_headers()
+        self.log.append((handler.path.strip("/"), start, len(body[: reply.cut])))
+        handler.wfile.write(body[: reply.cut])
+
+
+@pytest.fixture
+def site(monkeypatch):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            site.answer(self)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("no_proxy", "*")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        site = Site(f"http://127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield site
+        server.shutdown()
+
+
+@pytest.fixture
+def ag(site, monkeypatch, tmp_path):
+    """AG News from that server, its test file in place already. The returned function sets the replies for the other
+    and tries to prepare it; what it gives is the error's text, or None."""
+    files = {f"{site.url}/{split}.csv": hashlib.sha256(CSV).hexdigest() for split in SPLITS}
+    monkeypatch.setitem(SOURCES, "ag", ("ag_news", files))
+    folder = tmp_path / "ag_news"
+    folder.mkdir()
+    (folder / "test.csv").write_bytes(CSV)
+
+    def attempt(*replies):
+        if replies:
+            site.replies["/train.csv"] = list(replies)
+        try:
+            prepare("ag", tmp_path, tmp_path / "cache")
+        except DataError as e:
+            assert not (folder / "train.csv").exists() and not (tmp_path / "cache").exists()
+            return str(e)
+        assert (folder / "train.csv").read_bytes() == CSV and not (folder / "train.csv.part").exists()
+
+    return SimpleNamespace(attempt=attempt, log=site.log, part=folder / "train.csv.part", folder=folder, site=site)
+
+
+def explains(said, ag):
+    """An error names the address, the file, the checksum it should have, and what to do offline."""
+    assert f"ag: can't download {ag.site.url}/train.csv to {ag.folder / 'train.csv'} (" in said
+    assert f"its SHA-256 should be {hashlib.sha256(CSV).hexdigest()}; to work offline, put the file" in said
+    assert "--data-dir" in said and "\n" not in said
+
+
+# ---------------------------------------------------------------------- whole, or cut off
+
+
+@pytest.mark.parametrize("length", ["right", None, "soon"])
+def test_a_whole_file_is_taken_once_and_prepared(ag, tmp_path, capsys, length):
+    assert ag.attempt(Reply(CSV, length=length)) is None
+    assert f"downloading {ag.site.url}/train.csv to {ag.folder / 'train.csv'}\n" in capsys.readouterr().out
+    assert len(load_task("ag", tmp_path, tmp_path / "cache").train) == 300
+    assert ag.attempt() is None and ag.log == [("train.csv", None, len(CSV))]  # once
+    said = capsys.readouterr().out
+    assert "downloading" not in said and "used as found" not in said
+    assert sorted(p.name for p in ag.folder.iterdir()) == ["test.csv", "train.csv"]
+
+
+def test_all_files_of_a_task_are_fetched(site, monkeypatch, tmp_path):
+    files = {f"{site.url}/{split}.csv": hashlib.sha256(CSV).hexdigest() for split in SPLITS}
+    monkeypatch.setitem(SOURCES, "ag", ("ag_news", files))
+    site.replies = {f"/{split}.csv": [Reply(CSV)] for split in SPLITS}
+    assert len(load_task("ag", tmp_path / "new" / "raw", tmp_path / "cache").test) == 300
+    assert [path for path, *_ in site.log] == ["train.csv", "test.csv"]
+
+
+def test_an_interrupted_download_is_gone_on_with_where_it_stopped(ag, capsys):
+    said = ag.attempt(Reply(CSV, cut=HALF))
+    explains(said, ag)
+    assert f"cut off: {HALF} of {len(CSV)} bytes; the next try goes on from there" in said
+    assert ag.part.read_bytes() == CSV[:HALF]
+    assert ag.attempt(Reply(CSV, cut=100)) and ag.part.read_bytes() == CSV[: HALF + 100]  # and stopped again
+    assert ag.attempt(Reply(CSV)) is None
+    assert ag.log[1:] == [
+        ("train.csv", f"bytes={HALF}-", 100),
+        ("train.csv", f"bytes={HALF + 100}-", len(CSV) - HALF - 100),
+    ]
+    assert f"train.csv, from byte {HALF} on" in capsys.readouterr().out
+
+
+def test_control_c_keeps_what_has_come(site, monkeypatch, tmp_path, capsys):
+    body = b"x" * 2**20 + b"rest"
+    url = f"{site.url}/woz_train_en.json"
+    monkeypatch.setitem(SOURCES, "woz", ("woz", {url: hashlib.sha256(body).hexdigest()}))
+    site.replies["/woz_train_en.json"] = [Reply(body)]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(prepare_file.tqdm, "update", stop)
+        assert main(["woz", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]) == 130
+    assert capsys.readouterr().err == "interrupted: the next try goes on from there\n"
+    download(url, tmp_path / "woz" / "woz_train_en.json", hashlib.sha256(body).hexdigest())
+    assert site.log[1] == ("woz_train_en.json", f"bytes={2**20}-", 4)
+    assert (tmp_path / "woz" / "woz_train_en.json").read_bytes() == body
+
+
+def test_a_server_without_ranges_makes_it_start_again(ag):
+    assert ag.attempt(Reply(CSV, cut=HALF))
+    assert ag.attempt(Reply(CSV, ranges=False)) is None
+    assert ag.log[1] == ("train.csv", f"bytes={HALF}-", len(CSV))
+
+
+def test_a_file_cut_off_without_a_length_is_refused(ag):
+    said = ag.attempt(Reply(CSV, cut=HALF, length=None))
+    explains(said, ag)
+    assert ag.attempt(Reply(CSV)) is None
+
+
+def test_a_part_that_is_whole_already_is_taken(ag):
+    ag.part.write_bytes(CSV)
+    assert ag.attempt(Reply(CSV)) is None and ag.log == [("train.csv", f"bytes={len(CSV)}-", 0)]  # 416
+
+
+@pytest.mark.parametrize("part", [b"x" * 10, CSV[:-10] + b"y" * 10, CSV + b"more", b"z" * 2 * len(CSV)])
+def test_a_part_of_something_else_is_thrown_away(ag, part):
+    ag.part.write_bytes(part)
+    said = ag.attempt(Reply(CSV))
+    explains(said, ag)
+    assert "broken or changed: its SHA-256 is" in said and not ag.part.exists()
+    assert ag.attempt() is None and ag.log[-1] == ("train.csv", None, len(CSV))
+
+
+def test_two_that_want_it_at_once_fetch_it_once(site, tmp_path):
+    site.replies["/train.csv"] = [Reply(CSV, wait=0.2)]
+    path, digest = tmp_path / "ag_news" / "train.csv", hashlib.sha256(CSV).hexdigest()
+    both = [threading.Thread(target=download, args=(f"{site.url}/train.csv", path, digest)) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join(10)
+    assert len(site.log) == 1 and path.read_bytes() == CSV
+    assert list(path.parent.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------------- wrong
+
+
+def test_corrupted_bytes_leave_nothing_and_the_next_try_starts_anew(ag):
+    wrong = CSV.replace(b"Text 7\n", b"Text 8\n").replace(b"title", b"Title", 1)
+    said = ag.attempt(Reply(wrong))
+    explains(said, ag)
+    assert f"broken or changed: its SHA-256 is {hashlib.sha256(wrong).hexdigest()}" in said and not ag.part.exists()
+    assert ag.attempt(Reply(CSV)) is None and ag.log[-1] == ("train.csv", None, len(CSV))
+
+
+@pytest.mark.parametrize(
+    "reply, says",
+    [
+        (Reply(PAGE, type="text/html; charset=utf-8"), "a web page came in place of the file"),
+        (Reply(PAGE, type="application/xhtml+xml"), "a web page came in place of the file"),
+        (Reply(PAGE), "broken or changed"),
+        (Reply(PAGE, type="text/html", status=404), "404"),
+        (Reply(b"", status=503), "503"),
+        (Reply(b""), "an empty file came"),
+        (Reply(b"", length=None), "an empty file came"),
+    ],
+)
+def test_what_is_no_file_leaves_nothing(ag, reply, says):
+    said = ag.attempt(reply)
+    explains(said, ag)
+    assert says in said and [p.name for p in ag.folder.iterdir()] == ["test.csv"]
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_web_page_does_not_spoil_what_has_come_before(ag, status):
+    assert ag.attempt(Reply(CSV, cut=HALF))
+    assert ag.attempt(Reply(PAGE, type="text/html", ranges=False, status=status)) and ag.part.read_bytes() == CSV[:HALF]
+    assert ag.attempt(Reply(CSV)) is None and ag.log[-1][2] == len(CSV) - HALF
+
+
+def test_a_server_that_is_not_there_is_one_line(site, monkeypatch, tmp_path, capsys):
+    urls = {f"http://127.0.0.1:9/woz_{split}_en.json": "0" * 64 for split in SPLITS}
+    monkeypatch.setitem(SOURCES, "woz", ("woz", urls))
+    assert main(["woz", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: woz: can't download http://127.0.0.1:9/woz_train_en.json") and said.count("\n") == 1
+    assert not list((tmp_path / "woz").iterdir())
+
+
+def test_https_does_not_turn_into_http_on_the_way(monkeypatch, tmp_path):
+    reply = SimpleNamespace(url="http://elsewhere/x", headers={}, status=200, length=None, read=lambda _: b"")
+    monkeypatch.setattr(prepare_file, "urlopen", lambda *_, **__: nullcontext(reply))
+    with pytest.raises(DataError, match="sent on to http://elsewhere/x, which is not https"):
+        download("https://here/x", tmp_path / "x", None)
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------- an archive without a known checksum
+
+
+def tgz(names, text=b'"1","A title","A text"\n'):
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w:gz") as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text))
+    return raw.getvalue()
+
+
+@pytest.fixture
+def amazon(site, monkeypatch, tmp_path):
+    monkeypatch.setitem(SOURCES, "amazon", ("amazon", {f"{site.url}/amazon_review_full_csv.tgz": None}))
+
+    def attempt(reply):
+        site.replies["/amazon_review_full_csv.tgz"] = [reply]
+        return load_task("amazon", tmp_path, tmp_path / "cache")
+
+    return attempt
+
+
+FOLDER = "amazon_review_full_csv"
+WHOLE = tgz([f"{FOLDER}/train.csv", f"{FOLDER}/test.csv", f"{FOLDER}/readme.txt"])
+
+
+def test_without_a_known_checksum_the_one_that_was_seen_is_printed(amazon, tmp_path, capsys):
+    assert [e.answer for e in amazon(Reply(WHOLE)).train] == ["very negative"]
+    said = capsys.readouterr().out
+    assert f"no checksum is known for it; its SHA-256 is {hashlib.sha256(WHOLE).hexdigest()}" in said
+    assert "used as found" not in said
+    assert [p.name for p in (tmp_path / "amazon").iterdir()] == [f"{FOLDER}.tgz"]
+    amazon(Reply(PAGE))
+    assert "SHA-256" not in capsys.readouterr().out  # it is there
+
+
+@pytest.mark.parametrize(
+    "body, says",
+    [
+        (WHOLE[: len(WHOLE) // 2], "not a whole archive"),
+        (WHOLE[:-8], "not a whole archive"),
+        (WHOLE[:-6] + b"\0" + WHOLE[-5:], "not a whole archive"),
+        (gzip.compress(gzip.decompress(WHOLE)[:700]), "not a whole archive"),
+        (tgz([f"{FOLDER}/train.csv"]), "holds no train.csv and test.csv"),
+        (tgz(["a/b.csv"]), "holds no train.csv and test.csv"),
+        (tgz([]), "holds no train.csv and test.csv"),
+        (gzip.compress(b"x" * 5000), "not a whole archive"),
+        (PAGE, "not a whole archive"),
+        (b"", "an empty file came"),
+    ],
+)
+def test_without_a_known_checksum_what_is_not_the_archive_is_refused(amazon, tmp_path, body, says):
+    with pytest.raises(DataError, match=rf"amazon: can't download .*{says}.*no checksum of it is known"):
+        amazon(Reply(body))
+    assert not list((tmp_path / "amazon").iterdir()) and not (tmp_path / "cache").exists()
+    assert len(amazon(Reply(WHOLE)).test) == 1
+
+
+def test_an_archive_without_a_known_checksum_is_gone_on_with_too(amazon, site):
+    with pytest.raises(DataError, match="cut off"):
+        amazon(Reply(WHOLE, cut=100))
+    assert len(amazon(Reply(WHOLE)).test) == 1 and site.log[1][1:] == ("bytes=100-", len(WHOLE) - 100)
+
+
+# ---------------------------------------------------------------------- the pinned addresses and checksums
+
+
+def known(source):
+    return {source["url"]: source["sha256"]}
+
+
+def test_pinned_addresses_and_checksums_are_those_of_the_known_public_files(shared):
+    sources = json.loads((shared / "paper" / "sources.json").read_text(encoding="utf-8"))
+    cnn, e2e, news = sources["cnn_dailymail"], sources["e2e"], sources["ag_news"]
+    assert SOURCES["sql"][1] == known(sources["wikisql"])
+    assert SOURCES["cnn"][1] == {u: s for x in [*cnn["lists"].values(), *cnn["stories"]] for u, s in known(x).items()}
+    assert SOURCES["e2e"][1] == known(e2e["train"]) | known(e2e["test"])
+    assert SOURCES["ag"][1] == known(news["train"]) | known(news["test"])
+    for task in ("yelp", "amazon", "dbpedia", "yahoo"):
+        assert SOURCES[task][1] == known(sources[task])
+    assert {task: list(CLASSES[task]) for task in ("ag", "dbpedia", "yahoo")} == {
+        task: sources[name]["classes"] for task, name in (("ag", "ag_news"), ("dbpedia", "dbpedia"), ("yahoo", "yahoo"))
+    }
+
+
+def test_pinned_checksums_are_those_of_the_data_packs_files(shared):
+    complete = ["woz", "rnnlg.rest", "rnnlg.hotel", "rnnlg.tv", "rnnlg.laptop"]
+    readme = (shared / "data" / "README.md").read_text(encoding="utf-8")
+    for task in complete:
+        folder, files = SOURCES[task]
+        for url, digest in files.items():
+            assert sha256(shared / "data" / folder / Path(url).name) == digest and digest in readme
+    pack = {"e2e": ("e2e", "testset_w_refs.csv"), "ag": ("test", "public_test.csv")}
+    for task, (part, name) in pack.items():
+        pinned = {digest for url, digest in SOURCES[task][1].items() if part in url and "test" in url}
+        assert {sha256(shared / "data" / SOURCES[task][0] / name)} == pinned
+
+
+def test_every_task_has_its_own_place_and_is_fetched_over_https():
+    places = [folder for folder, _ in SOURCES.values()]
+    assert len(SOURCES) == len(set(places)) == 13
+    for task, (_, files) in SOURCES.items():
+        assert len({Path(url).name for url in files}) == len(files), task
+        for url, digest in files.items():
+            assert url.startswith("https://") and (task == "amazon" or re.fullmatch("[0-9a-f]{64}", digest))
