@@ -165,7 +165,7 @@ def prepare(task: str, data_dir: str | Path, cache_dir: str | Path) -> Path:
     raw, sizes = data_dir / SOURCES[task][0], dict(zip(SPLITS, TABLE_1[task]))
     interchange = [] if list(raw.glob("*.tables.jsonl")) else local_files(raw, [f"{split}.jsonl" for split in SPLITS])
     if interchange:  # chosen already: nothing is left out
-        files, read = interchange, lambda sizes: read_task(raw, METRIC_WITH_META.get(task, ""))
+        files, read = interchange, lambda sizes: read_task(raw, METRIC_WITH_META.get(task, "rouge"))
     else:
         files, read = READERS[task](task, raw)
     digests = {path: sha256(path) for path in files}
