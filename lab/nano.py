@@ -23,7 +23,8 @@ from tqdm import tqdm
 import kd
 from data import PATTERN, Tokenizer
 from lab import rundir
-from lab.paper import METHODS, draw_task, name_for, run_all, spread
+from lab.experiments import METHODS, name_for, run_all
+from lab.paper import draw_task, spread
 from lab.rundir import RunError
 from lab.toy import GRAMMARS, toy_rows
 from model import GPT, GPTConfig

@@ -1,4 +1,4 @@
-"""The paper's experiments: the commands of their runs, and their tables and figures beside the published numbers.
+"""The paper's experiments: their commands, and their tables and figures beside the published numbers.
 
     python -m lab.paper table3                          the runs found in runs/, beside the paper's Table 3
     python -m lab.paper table4 --print-commands         one shell command a run
@@ -11,160 +11,34 @@ Options of train.py may follow (--model, --limit, --epochs, --gamma, --runs-dir,
 import argparse
 import csv
 import io
-import json
-import os
 import shlex
-import shutil
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
 
 from eval import DataError, final_scores, read_run
 from lab import rundir
-from lab.options import name_of, parse
+from lab.claims import claims_table
+from lab.experiments import (
+    AGREEMENT,
+    DEVIATION,
+    FIGURES,
+    MEAN,
+    METHODS,
+    PLAIN,
+    PUBLISHED,
+    Cell,
+    RunKey,
+    arguments,
+    keys_of,
+    name_for,
+    run_all,
+)
+from lab.options import parse
 from lab.rundir import RunError
 
-ROOT = Path(__file__).parents[1]
-PUBLISHED = json.loads((Path(__file__).parent / "paper.json").read_text(encoding="utf-8"))
-METHODS = {  # label -> options of train.py; a colour that colour-blind eyes tell apart, a line that grey print does
-    "finetune": ("--method finetune", "#000000", ":"),
-    "LAMOL": ("--kd none", "#E69F00", "-"),
-    "Word-KD": ("--kd word", "#0072B2", "--"),
-    "Seq-KD_soft": ("--kd seqsoft", "#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
-    "Seq-KD": ("--kd seq", "#009E73", "-."),
-}
-SOFT, DISTILLED = ("Word-KD", "Seq-KD_soft"), ("Word-KD", "Seq-KD_soft", "Seq-KD")
-LONG = "long"  # three times the epochs
-NOT_LIFELONG = {
-    "Single QA": "--method single --qa-only",
-    "Single QA+LM": "--method single",
-    "Multi same QA": "--method multitask --qa-only",
-    "Multi same QA+LM": "--method multitask",
-    "Multi long QA": f"--method multitask --qa-only {LONG}",
-    "Multi long QA+LM": f"--method multitask {LONG}",
-    "Multi long QA+LM + Seq-KD": f"--method multitask --kd seq {LONG}",
-    "Multi QA": f"--method multitask --qa-only {LONG}",  # Tables 4 and 5 don't state the epochs
-    "Multi QA+LM": f"--method multitask {LONG}",
-}
-PLAIN, MEAN, DEVIATION = "not lifelong", "lifelong, mean over orders", "lifelong, deviation over orders"
-FIGURES = {"figure3": "woz,sql,cnn"}  # figure -> its order; these runs are scored after every epoch
-for _figure, _table in (("figure4", "table4"), ("figure5", "table5")):
-    FIGURES[_figure] = next(block for block in PUBLISHED[_table] if "," in block)  # hardest to easiest task
-RIGHT_TO_LEFT = [block for block in PUBLISHED["table4"] if "," in block][1]
 TABLES = tuple(name for name in PUBLISHED if name != "source")
-AGREEMENT = ("table6", "table8")  # with the teacher; printed with two decimals
-
-
-class RunKey(NamedTuple):
-    """A run of the paper: which order, which row of a table, which seed."""
-
-    order: str
-    label: str
-    seed: int
-
-
-class Cell(NamedTuple):
-    """One number of a table: where it stands, our values, the paper's, the runs behind ours, and how many it needs."""
-
-    table: str
-    block: str
-    row: str
-    column: str
-    ours: list[float]
-    paper: float | None
-    runs: int
-    wanted: int
-
-
-# ---------------------------------------------------------------------- which runs
-
-
-def keys_of(what: str, seeds) -> list[RunKey]:
-    """The runs behind a table or figure, in the order in which they are best made: teachers first."""
-    if what == "claims":
-        every = [keys_of(name, seeds) for name in ("table3", "figure3", "table4", "figure4", "table6")]
-        return list(dict.fromkeys(key for keys in every for key in keys))
-    if what in FIGURES:
-        labels = [label for label in METHODS if what == "figure3" or label != "finetune"]
-        return [RunKey(FIGURES[what], label, seed) for label in labels for seed in seeds]
-    if what in AGREEMENT:
-        labels = ["Single QA+LM", *(label for label in METHODS if label != "finetune")]
-        return [RunKey(FIGURES["figure5"], label, seed) for label in labels for seed in seeds]
-    blocks = PUBLISHED[what]
-    rows = [(order, label) for order in blocks if "," in order for label in blocks[order]]
-    if what == "table3":
-        rows = [(key.order, key.label) for key in keys_of("table2", [0])]
-    if PLAIN in blocks:
-        columns = FIGURES["figure3"] if what == "table3" else next(order for order in blocks if "," in order)
-        singles = [(columns, label) for label in blocks[PLAIN]]
-        rows = sorted(singles, key=lambda one: one[1] != "Single QA+LM") + rows  # its models are the teachers
-    return [RunKey(*row, seed) for row in rows for seed in seeds]
-
-
-def arguments(key: RunKey, extra: list[str]) -> list[str]:
-    """A run's options for train.py: what the user gives to all, then its own, which stand."""
-    own = (METHODS[key.label][0] if key.label in METHODS else NOT_LIFELONG[key.label]).split()
-    if LONG in own:
-        own[-1:] = ["--epochs", str(3 * parse(["--order", key.order, *extra]).epochs)]
-    if key.order in FIGURES.values() and key.label in METHODS:
-        own.append("--eval-every-epoch")
-    return ["--order", key.order, *extra, *own, "--seed", str(key.seed)]
-
-
-def name_for(argv: list[str]) -> str:
-    """The name of a run's directory."""
-    o = parse(argv)
-    return name_of(o, o.order.split(","))
-
-
-def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None, jobs: int = 1) -> None:
-    """Run what is not finished, each run (directory name -> options of train.py) a command of its own.
-
-    Finished is what has a summary.json in runs_dir or in `keep`, where the small files of each run are copied to.
-    What was cut off starts anew. Raises RunError at the end when runs have failed; the others are whole."""
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    failed = []
-
-    def one(item):
-        name, argv = item
-        if keep and (keep / name / "summary.json").exists():
-            return
-        if not (runs_dir / name / "summary.json").exists():
-            shutil.rmtree(runs_dir / name, ignore_errors=True)
-            threads = str(max(1, (os.cpu_count() or 1) // jobs))
-            environment = {"OMP_NUM_THREADS": threads} | os.environ
-            with open(runs_dir / f"{name}.log", "w", encoding="utf-8") as out:
-                command = [sys.executable, str(ROOT / "train.py"), *argv]
-                code = subprocess.run(command, stdout=out, stderr=out, env=environment).returncode
-            if code:
-                failed.append(f"{name} failed with {code}; its output is in {runs_dir / name}.log")
-                print(failed[-1], flush=True)
-                return
-        try:
-            summary = rundir.read_json(runs_dir / name / "summary.json")
-            said = f"{name}: {summary['average']:.1f} in {summary['wall_time_s']:.0f} s"
-        except (ValueError, KeyError, TypeError) as e:
-            failed.append(f"{runs_dir / name / 'summary.json'}: not a run's summary ({e!r})")
-            return
-        if keep:
-            rundir.write_folder(keep / name, lambda folder: copy_small_files(runs_dir / name, folder))
-        print(said, flush=True)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, runs.items()))
-    if failed:
-        raise RunError(f"{len(failed)} of {len(runs)} runs failed: {failed[0]}")
-
-
-def copy_small_files(run: Path, folder: Path) -> None:
-    """What a table is backed by: options, scores and summary of a run, without weights and texts."""
-    folder.mkdir(parents=True)
-    for file in ("config.json", "scores.jsonl", "summary.json"):
-        shutil.copy(run / file, folder)
 
 
 # ---------------------------------------------------------------------- from runs to numbers
@@ -397,122 +271,6 @@ def as_csv(cells: list[Cell]) -> str:
         last = [c.paper, None if difference is None else round(difference, 4)]
         writer.writerow([*c[:4], *numbers, c.runs, c.wanted, *last])
     return out.getvalue().rstrip("\n")
-
-
-# ---------------------------------------------------------------------- what the text claims
-
-
-def improves_the_average(n):
-    values = [n("table3", MEAN, label, "avg") for label in ("LAMOL", *DISTILLED)]
-    return "LAMOL {:.1f}; {:.1f}, {:.1f}, {:.1f}".format(*values), min(values[1:]) > values[0]
-
-
-def lowers_the_deviation(n):
-    values = [n("table3", DEVIATION, label, "avg") for label in ("LAMOL", *DISTILLED)]
-    return "LAMOL {:.1f}; {:.1f}, {:.1f}, {:.1f}".format(*values), max(values[1:]) < values[0]
-
-
-def who_helps_where(n):
-    def best(order, task):
-        return max(DISTILLED, key=lambda label: n("table2", order, label, task))
-
-    orders = [order for order in PUBLISHED["table2"] if "," in order]
-    hard = sum(best(order, "cnn") == "Seq-KD" for order in orders)
-    soft = sum(best(order, task) in SOFT for order in orders for task in ("woz", "sql"))
-    return f"cnn {hard} of 6 orders; woz and sql {soft} of 12", hard > 3 and soft > 6
-
-
-def soft_targets_are_faster(n):
-    order = FIGURES["figure3"].split(",")
-    epochs = n.epochs("figure3") // len(order)
-
-    def early(labels):
-        points = [(m, e) for m in (0, 1) for e in (1, 2, 3) if e <= epochs]
-        return mean(n("figure3", order[m], label, m * epochs + e) for m, e in points for label in labels)
-
-    soft, hard = early(SOFT), early(("Seq-KD", "LAMOL"))
-    return f"{soft:.1f} against {hard:.1f}, first 3 epochs of woz and sql", soft > hard
-
-
-def transfers_forward(n):
-    epochs = n.epochs("figure4") // 5
-    rise = {label: n("figure4", "rnnlg.hotel", label, 2 * epochs) - n("figure4", "rnnlg.hotel", label, epochs)
-            for label in ("LAMOL", *DISTILLED)}  # fmt: skip
-    shown = ", ".join(f"{label} {value:+.1f}" for label, value in rise.items())
-    return shown, min(rise.values()) > 0 and max(rise, key=rise.get) == "Seq-KD"
-
-
-def easiest_first_passes_multitask(n):
-    multi = max(n("table4", PLAIN, label, "avg") for label in ("Multi QA", "Multi QA+LM"))
-    ours = [n("table4", RIGHT_TO_LEFT, label, "avg") for label in ("LAMOL", *DISTILLED)]
-    return "multitask {:.1f}; {:.1f}, {:.1f}, {:.1f}, {:.1f}".format(multi, *ours), min(ours) > multi
-
-
-def gains_where_the_teacher_is_right(n):
-    _, right, wrong = PUBLISHED["table6"]["columns"]
-    gains = [
-        [n("table6", "all", label, g) - n("table6", "all", "LAMOL", g) for g in (right, wrong)] for label in DISTILLED
-    ]
-    shown = ", ".join("(A) {:+.2f} (B) {:+.2f}".format(*gain) for gain in gains)
-    return shown, all(a > 0 and a > b for a, b in gains)
-
-
-def costs_little(n):
-    ratios = [n("cost", "seconds", label, "") / n("cost", "seconds", "LAMOL", "") for label in DISTILLED]
-    size = {n("cost", "parameters", label, "") for label in ("LAMOL", *DISTILLED)}
-    shown = "{:.1f}, {:.1f}, {:.1f} times LAMOL's, teachers included; ".format(*ratios)
-    return shown + f"{'the same' if len(size) == 1 else 'another'} model size", len(size) == 1 and max(ratios) <= 2
-
-
-CLAIMS = {  # numbers of methods are in the order Word-KD, Seq-KD_soft, Seq-KD
-    "L2KD improves LAMOL's average over six orders": improves_the_average,
-    "KD lowers the mean deviation over orders": lowers_the_deviation,
-    "Seq-KD is the best KD on cnn, a soft target on woz and sql, in most orders": who_helps_where,
-    "soft targets raise scores faster in the first epochs of a stage than hard ones": soft_targets_are_faster,
-    "rnnlg.hotel rises before its data is seen, most with Seq-KD": transfers_forward,
-    "easiest-to-hardest, lifelong learning passes the multitask rows of Table 4": easiest_first_passes_multitask,
-    "KD's gain in classification comes from where the teacher is right (A) more than from where it is wrong (B)": (
-        gains_where_the_teacher_is_right
-    ),
-    "little extra time (our bound: twice), no extra memory in the final model": costs_little,
-}
-
-
-class Numbers:
-    """n(table, block, row, column) -> a number, ours or the paper's. Raises LookupError for one that is not there.
-
-    n.mark: * once a number was asked for that lacks some of its runs."""
-
-    def __init__(self, cells: list[Cell], ours: bool):
-        values = {cell[:4]: (mean(cell.ours) if cell.ours else None) if ours else cell.paper for cell in cells}
-        self.values = {place: value for place, value in values.items() if value is not None}
-        self.partial = {cell[:4] for cell in cells if ours and cell.runs < cell.wanted}
-        self.mark = ""
-
-    def __call__(self, *place):
-        if place in self.partial:
-            self.mark = "*"
-        return self.values[place]
-
-    def epochs(self, figure):
-        return max((place[3] for place in self.values if place[0] == figure), default=0)
-
-
-def claims_table(cells: list[Cell]) -> list[tuple[str, str, str, str]]:
-    """(claim, the paper's numbers, ours, whether it holds in ours); a dash where numbers are missing, * where runs."""
-    rows = []
-    for claim, judge in CLAIMS.items():
-        shown = []
-        for ours in (False, True):
-            n = Numbers(cells, ours)
-            try:
-                numbers, holds = judge(n)
-                shown.append((numbers + n.mark, "yes" if holds else "no"))
-            except (LookupError, ValueError):  # mean of nothing: a figure without runs
-                shown.append(("–", "–"))
-        (paper, _), (own, holds) = shown
-        rows.append((claim, paper, own, holds))
-    return rows
 
 
 # ---------------------------------------------------------------------- figures

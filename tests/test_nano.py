@@ -11,12 +11,12 @@ from conftest import nano
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import lab.experiments
 import lab.nano
-import lab.paper
 from data import NANO_VOCABULARY, Tokenizer
+from lab.experiments import name_for
 from lab.nano import ASSETS, collected, comparison, comparison_table, pretrain, repeated_spans
 from lab.options import Options, parse, resolve
-from lab.paper import name_for
 from lab.run import NANO
 
 
@@ -113,7 +113,7 @@ def commands(monkeypatch, tmp_path):
         (folder / "summary.json").write_text(json.dumps(summary | {"wall_time_s": 1.0}))
         return type("Finished", (), {"returncode": 0})
 
-    monkeypatch.setattr(lab.paper.subprocess, "run", run)
+    monkeypatch.setattr(lab.experiments.subprocess, "run", run)
     monkeypatch.setattr(lab.nano, "RESULTS", tmp_path / "results")
     return given
 
@@ -136,7 +136,7 @@ def test_the_comparison_skips_what_is_finished_and_repeats_what_was_cut_off(comm
 
 
 def test_a_run_that_fails_is_named_and_nothing_of_it_is_kept(commands, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(lab.paper.subprocess, "run", lambda *a, **k: type("Failed", (), {"returncode": 1}))
+    monkeypatch.setattr(lab.experiments.subprocess, "run", lambda *a, **k: type("Failed", (), {"returncode": 1}))
     assert lab.nano.main(["--compare", "--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: 71 of 71 runs failed: toy.") and "its output is in" in said and said.count("\n") == 1

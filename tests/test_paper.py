@@ -17,9 +17,10 @@ from matplotlib.colors import to_hex
 
 from data import task_name
 from eval import summarise
-from lab import nano, paper
+from lab import claims, experiments, nano, paper
+from lab.claims import RIGHT_TO_LEFT
+from lab.experiments import DEVIATION, FIGURES, MEAN, METHODS, PLAIN, PUBLISHED, RunKey
 from lab.options import name_of, parse
-from lab.paper import DEVIATION, FIGURES, MEAN, METHODS, PLAIN, PUBLISHED, RIGHT_TO_LEFT, RunKey
 from lab.rundir import write_json, write_jsonl
 
 LABELS = {  # ours -> the label of the transcription in ../shared
@@ -273,7 +274,7 @@ def finish(runs: Path, argv: list[str], last: dict, epochs=1, before=lambda stag
 
 def published(key: RunKey) -> dict:
     """A run's scores in the paper."""
-    if key.label in paper.NOT_LIFELONG:
+    if key.label in experiments.NOT_LIFELONG:
         name = TABLE_OF[key.order]
         return dict(zip(PUBLISHED[name]["columns"], PUBLISHED[name][PLAIN][key.label]))
     name = next(name for name in ("table2", "table4", "table5") if key.order in PUBLISHED[name])
@@ -312,12 +313,12 @@ def as_published(tmp_path_factory):
     runs = tmp_path_factory.mktemp("published")
     for key in dict.fromkeys(key for what in RUNS for key in paper.keys_of(what, [0])):
         facts = {"wall_time_s": 100.0}
-        if key.label in paper.DISTILLED:  # 150, 160, 170 s with all of the teachers, of which one was made here
-            own = 100.0 + 10 * paper.DISTILLED.index(key.label)
+        if key.label in claims.DISTILLED:  # 150, 160, 170 s with all of the teachers, of which one was made here
+            own = 100.0 + 10 * claims.DISTILLED.index(key.label)
             facts = {"wall_time_s": own, "teacher_time_here_s": 10.0, "teacher_time_s": 60.0}
         folder = finish(runs, paper.arguments(key, []), published(key), 3, rise(key), **facts)
         if key in paper.keys_of("table6", [0]):
-            label = "teacher" if key.label in paper.NOT_LIFELONG else key.label
+            label = "teacher" if key.label in experiments.NOT_LIFELONG else key.label
             right = {task: agreeing(task, label) for task in CLASSES.split(",")}
             for m, task in enumerate(right, 1):
                 if label == "teacher":
@@ -427,7 +428,7 @@ def test_numbers_that_lack_runs_are_marked(tmp_path, table, capsys):
     assert re.search(r"LAMOL +ours +1\.0\* +0\.0\* +2\.0\* +1\.0\*\n", said[1])  # Avg: the mean of the three
     rows = table("claims", "--runs-dir", tmp_path, missing=True)
     assert [(x["ours"], x["holds in ours"]) for x in rows] == [("–", "–")] * 8
-    for label in paper.DISTILLED:
+    for label in claims.DISTILLED:
         finish(tmp_path, paper.arguments(RunKey(ORDERS[0], label, 0), []), {"woz": 70.0, "cnn": 30.0, "sql": 50.0})
     (first, *rest) = table("claims", "--runs-dir", tmp_path, missing=True)
     assert (first["ours"], first["holds in ours"]) == ("LAMOL 43.0; 50.0, 50.0, 50.0*", "yes")
@@ -566,7 +567,7 @@ def test_runs_of_which_only_the_small_files_are_kept_have_no_agreement(pair, tmp
     same = {task: [True, False] for task in CLASSES.split(",")}
     runs, kept = pair(same, same), tmp_path / "kept"
     for run in list(runs.iterdir()):
-        paper.copy_small_files(run, kept / run.name)
+        experiments.copy_small_files(run, kept / run.name)
     elsewhere = ["--runs-dir", str(tmp_path / "other"), "--keep", str(kept)]
     assert paper.main(["table6", *elsewhere]) == 0
     said = capsys.readouterr()
@@ -594,7 +595,7 @@ def claim_cells(as_published):
 def test_every_claim_holds_in_the_papers_own_numbers(as_published, capsys):
     assert paper.main(["claims", "--csv", "--runs-dir", str(as_published)]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [x["claim"] for x in rows] == list(paper.CLAIMS) and len(rows) == 8
+    assert [x["claim"] for x in rows] == list(claims.CLAIMS) and len(rows) == 8
     assert [x["holds in ours"] for x in rows] == ["yes"] * 8
     numbers = re.compile(r"[-+]?\d+(?:\.\d+)?")
     for x in rows:
@@ -636,7 +637,7 @@ def test_a_claim_is_denied_by_numbers_against_it(number, where, ours, claim_cell
 
 
 def test_runs_of_earlier_versions_without_times_have_no_costs(tmp_path, table):
-    for label in ("LAMOL", *paper.DISTILLED):
+    for label in ("LAMOL", *claims.DISTILLED):
         folder = finish(
             tmp_path, paper.arguments(RunKey(ORDERS[0], label, 0), []), {"woz": 1.0, "cnn": 2.0, "sql": 3.0}
         )
@@ -737,7 +738,7 @@ def commands(monkeypatch):
     given = Given()
 
     def run(command, stdout, stderr, env):
-        assert Path(command[1]) == paper.ROOT / "train.py" and int(env["OMP_NUM_THREADS"]) >= 1
+        assert Path(command[1]) == experiments.ROOT / "train.py" and int(env["OMP_NUM_THREADS"]) >= 1
         o = parse(command[2:])
         given.append(directory(o))
         assert not (Path(o.runs_dir) / given[-1]).exists()
@@ -748,7 +749,7 @@ def commands(monkeypatch):
         finish(Path(o.runs_dir), command[2:], dict.fromkeys(o.order.split(","), 40.0 + o.seed))
         return type("Finished", (), {"returncode": 0})
 
-    monkeypatch.setattr(paper.subprocess, "run", run)
+    monkeypatch.setattr(experiments.subprocess, "run", run)
     return given
 
 
@@ -817,7 +818,7 @@ def test_an_interruption_ends_with_130(monkeypatch, tmp_path, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(paper.subprocess, "run", interrupt)
+    monkeypatch.setattr(experiments.subprocess, "run", interrupt)
     assert paper.main(["figure3", "--run", "--runs-dir", str(tmp_path)]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
