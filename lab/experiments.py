@@ -143,7 +143,10 @@ def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None
 
 
 def copy_small_files(run: Path, folder: Path) -> None:
-    """What a table is backed by: options, scores and summary of a run, without weights and texts."""
+    """What a table is backed by: options (but for this machine's paths), scores and summary, no weights and texts."""
     folder.mkdir(parents=True)
-    for file in ("config.json", "scores.jsonl", "summary.json"):
+    for file in ("scores.jsonl", "summary.json"):
         shutil.copy(run / file, folder)
+    config = rundir.read_json(run / "config.json")
+    paths = ("data_dir", "cache_dir", "runs_dir", "teachers")
+    rundir.write_json(folder / "config.json", {key: value for key, value in config.items() if key not in paths})

@@ -266,7 +266,7 @@ def finish(runs: Path, argv: list[str], last: dict, epochs=1, before=lambda stag
                 lines.append({"stage": m, "epoch": e, "task": task, "score": last[task] if end else before(m, e, task)})
     summary = summarise(o.method, tasks, lines) | {"parameters": 10**6, "wall_time_s": 100.0}
     summary |= {"teacher_time_s": 0.0, "teacher_time_here_s": 0.0} | facts
-    write_json(folder / "config.json", {"epochs": o.epochs})
+    write_json(folder / "config.json", {"epochs": o.epochs, "data_dir": str(folder), "runs_dir": str(folder)})
     write_jsonl(folder / "scores.jsonl", lines)
     write_json(folder / "summary.json", summary)
     return folder
@@ -793,6 +793,7 @@ def test_kept_runs_count_as_finished_and_hold_the_three_small_files(commands, tm
     arguments = ["figure3", "--run", "--runs-dir", str(runs), "--keep", str(keep)]
     assert paper.main(arguments) == 0 and len(commands) == 5
     assert sorted(p.name for p in keep.iterdir()) == sorted(commands)
+    assert not [p for p in keep.rglob("*") if p.is_file() and str(tmp_path) in p.read_text()]  # no paths of a machine
     for run in keep.iterdir():
         assert sorted(p.name for p in run.iterdir()) == ["config.json", "scores.jsonl", "summary.json"]
     shutil.rmtree(runs)
