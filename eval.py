@@ -195,7 +195,7 @@ def score(task: Task, predictions: list[str], multi_reference: bool = False) -> 
     elif task.metric == "rouge":
         pairs = list(zip(predictions, answers, strict=True))
         if multi_reference:
-            keys = [e.context if "references" in e.meta else i for i, e in enumerate(task.test)]
+            keys = [(e.context, e.question) if "references" in e.meta else i for i, e in enumerate(task.test)]
             golds = [e.meta.get("references", e.answer) for e in task.test]
             pairs = list(dict(zip(keys, zip(predictions, golds))).values())
         scores = rouge_scores(*zip(*pairs))
@@ -296,7 +296,7 @@ def draw_curves(order: list[str], epochs: int, rows: list[dict], path: str) -> N
         points = sorted(
             (max(0, row["stage"] - 1) * epochs + row["epoch"], row["score"]) for row in rows if row["task"] == task
         )
-        ax.plot(*zip(*points), marker="o", markersize=3, color="#0072B2")
+        ax.plot(*zip(*points), marker="o", markersize=3, color="0.25")
         for stage in range(1, last):
             ax.axvline(stage * epochs, linestyle="--", linewidth=0.8, color="0.5")
         ax.set(ylim=(-3, 103), ylabel=f"{task}, %")

@@ -462,7 +462,7 @@ def decode_beams(model, prompts, limits, stop_id, beams):
         log_p = logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         sums = (total[:, None] + log_p).view(len(todo), -1)  # (b, rows / b * V)
         total, index = sums.topk(2 * beams)  # (b, 2K), best first
-        index += torch.arange(len(todo), device=index.device)[:, None] * sums.size(1)
+        index += torch.arange(len(todo), device=index.device)[:, None] * sums.size(1)  # of all (row, word) pairs
         row, token = index // logits.size(1), index % logits.size(1)
         y = torch.cat([y[row], token[:, :, None]], dim=2)  # (b, 2K, t)
         stopped = token == stop_id
@@ -473,7 +473,7 @@ def decode_beams(model, prompts, limits, stop_id, beams):
         if not going:
             break
         todo = [todo[j] for j in going]
-        best = stopped[going].int().argsort(dim=1, stable=True)[:, :beams]  # (b, K)
+        best = stopped[going].int().argsort(dim=1, stable=True)[:, :beams]  # (b, K): the best that don't stop
         at = torch.tensor(going, device=index.device)[:, None], best
         total, y, row = total[at].flatten(), y[at].flatten(0, 1), row[at].flatten()
         cache.keep(row)

@@ -122,12 +122,13 @@ def get_teacher(run, task):
     folder = Path(o.teachers).expanduser() / f"{task.name}-{rundir.key_of(key)}"
     if folder.is_dir():
         print(f"teacher  of {task.name}: found in {folder}")
-        run.teacher_time += rundir.read_json(folder / "config.json").get("seconds", 0.0)
+        run.teacher_times.append(rundir.read_json(folder / "config.json").get("seconds"))
         return GPT.from_pretrained(folder / "model").to(run.device)
     began, model = time.time(), run.fresh()
     learn(run, model, run.encoded[task.name], [], 0, task.name, "teacher", epochs, lm=not o.qa_only)
     seconds = round(time.time() - began, 1)
-    run.teacher_time, run.teacher_time_here = run.teacher_time + seconds, run.teacher_time_here + seconds
+    run.teacher_times.append(seconds)
+    run.teacher_time_here += seconds
     scores, predictions = run.examine(model, task, 0, epochs)
 
     def fill(temporary):

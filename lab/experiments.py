@@ -37,7 +37,7 @@ NOT_LIFELONG = {
     "Multi QA": f"--method multitask --qa-only {LONG}",  # Tables 4 and 5 don't state the epochs
     "Multi QA+LM": f"--method multitask {LONG}",
 }
-PLAIN, MEAN, DEVIATION = "not lifelong", "lifelong, mean over orders", "lifelong, deviation over orders"
+PLAIN, MEAN, DEVIATION = "not lifelong", "lifelong, mean over orders", "lifelong, standard deviation over orders"
 FIGURES = {"figure3": "woz,sql,cnn"}  # figure -> its order; these runs are scored after every epoch
 for _figure, _table in (("figure4", "table4"), ("figure5", "table5")):
     FIGURES[_figure] = next(block for block in PUBLISHED[_table] if "," in block)  # hardest to easiest task
@@ -107,7 +107,8 @@ def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None
     """Run what is not finished, each run (directory name -> options of train.py) a command of its own.
 
     Finished is what has a summary.json in runs_dir or in `keep`, where the small files of each run are copied to.
-    What was cut off starts anew. Raises RunError at the end when runs have failed; the others are whole."""
+    What was cut off is deleted and starts anew, unless a process is still at it. Raises RunError at the end when runs
+    have failed; the others are whole."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     failed = []
 
@@ -116,7 +117,16 @@ def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None
         if keep and (keep / name / "summary.json").exists():
             return
         if not (runs_dir / name / "summary.json").exists():
-            shutil.rmtree(runs_dir / name, ignore_errors=True)
+            if (runs_dir / name).is_dir():
+                try:
+                    held = rundir.lock(runs_dir / name)
+                except RunError as e:
+                    failed.append(str(e))
+                    return
+                print(f"{name}: cut off by an earlier try, starts anew", flush=True)
+                shutil.rmtree(runs_dir / name)
+                held.close()
+            print(f"{name}: starts; its output is in {runs_dir / name}.log", flush=True)
             threads = str(max(1, (os.cpu_count() or 1) // jobs))
             environment = {"OMP_NUM_THREADS": threads} | os.environ
             with open(runs_dir / f"{name}.log", "w", encoding="utf-8") as out:
@@ -129,11 +139,11 @@ def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None
         try:
             summary = rundir.read_json(runs_dir / name / "summary.json")
             said = f"{name}: {summary['average']:.1f} in {summary['wall_time_s']:.0f} s"
+            if keep:
+                rundir.write_folder(keep / name, lambda folder: copy_small_files(runs_dir / name, folder))
         except (ValueError, KeyError, TypeError) as e:
-            failed.append(f"{runs_dir / name / 'summary.json'}: not a run's summary ({e!r})")
+            failed.append(f"{runs_dir / name / 'summary.json'}: not a whole run ({e!r})")
             return
-        if keep:
-            rundir.write_folder(keep / name, lambda folder: copy_small_files(runs_dir / name, folder))
         print(said, flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:

@@ -316,7 +316,7 @@ def draw(what: str, runs: dict[RunKey, Path], path: Path) -> None:
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
     fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(METHODS), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110)
+    fig.savefig(path, dpi=110, format="png")
     plt.close(fig)
 
 
@@ -374,12 +374,18 @@ def main(argv=None) -> int:
         return 0
     runs_dir = Path(parse(arguments(keys[0], extra)).runs_dir).expanduser()
     keep = Path(o.keep).expanduser() if o.keep else None
+    if keep and o.run and o.what in AGREEMENT:
+        parser.error(f"--keep: {o.what} needs predictions, which are not kept")
     if keep and keep.resolve() == runs_dir.resolve():
         parser.error(f"--keep {o.keep}: runs are made there; another folder is expected")
+    failed = None
     try:
         if o.run:
             with redirect_stdout(sys.stderr):
-                run_all(commands, runs_dir, keep)
+                try:
+                    run_all(commands, runs_dir, keep)
+                except RunError as e:
+                    failed = e  # said below the table of what is there
         runs = found(o.what, keys, [runs_dir, *([keep] if keep else [])], extra)
         cells = cells_of(o.what, runs, seeds)
         if o.what not in FIGURES or o.style == "csv":
@@ -392,6 +398,8 @@ def main(argv=None) -> int:
             hint = f"{len(runs)} of {len(keys)} runs found in {runs_dir} (*: some are missing)"
             hint += "; --print-commands shows them all"
             print(hint, file=sys.stderr)
+        if failed:
+            raise failed
         return 0
     except (DataError, RunError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)

@@ -498,7 +498,7 @@ def from_lamol(source: str | Path, data_dir: str | Path) -> list[str]:
     `{name}_to_squad-{train,test}-v2.0.json`, in the layout of SQuAD 2.0, and for woz and sql a list of what the metric
     needs, in the order of the test questions' ids. Returns the tasks that were found. Raises DataError."""
     source, data_dir = Path(source).expanduser(), Path(data_dir).expanduser()
-    found = []
+    found = {}
     for name, task in LAMOL_NAMES.items():
         if files := local_files(source, [f"{name}_to_squad-{split}-v2.0.json" for split in SPLITS]):
             rows = {split: lamol_rows(path) for split, path in zip(SPLITS, files)}
@@ -507,41 +507,39 @@ def from_lamol(source: str | Path, data_dir: str | Path) -> list[str]:
             folder = data_dir / SOURCES[task][0]
             if list(folder.glob("*.tables.jsonl")):
                 raise DataError(f"{folder} holds the raw files of WikiSQL, of the same names: take another --data-dir")
-            folder.mkdir(parents=True, exist_ok=True)
-            for split in SPLITS:
-                temporary = folder / f".{split}.jsonl.{os.getpid()}"
-                write_jsonl(temporary, rows[split])
-                os.replace(temporary, folder / f"{split}.jsonl")
-            print(f"{task}: {sizes_said(task, rows)}; in {folder}")
-            found.append(task)
+            found[task] = rows
     if not found:
         names = ", ".join(LAMOL_NAMES)
         raise DataError(f"--from-lamol {source}: no NAME_to_squad-train-v2.0.json is there, with NAME one of {names}")
-    return found
+    for task, rows in found.items():  # nothing is written before everything has been read
+        folder = data_dir / SOURCES[task][0]
+        folder.mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            temporary = folder / f".{split}.jsonl.{os.getpid()}"
+            write_jsonl(temporary, rows[split])
+            os.replace(temporary, folder / f"{split}.jsonl")
+        print(f"{task}: {sizes_said(task, rows)}; in {folder}")
+    return list(found)
 
 
 def lamol_rows(path):
-    """The question-answer pairs of one file, in the order of their ids."""
+    """The question-answer pairs of one file, in the order of their ids. No answer is an empty one; of several the first
+    counts, and all are the references."""
     try:
-        pairs = [
-            (qa["id"], {**dict(zip(PARTS, (p["context"], qa["question"], first_text(qa["answers"])))), "meta": {}})
-            for article in json.loads(text_of(path))["data"]
-            for p in article["paragraphs"]
-            for qa in p["qas"]
-        ]
-        pairs.sort(key=lambda pair: id_order(pair[0]))
-        rows = [{"id": str(id), **row} for id, row in pairs]
-        for row in rows:
-            check_row(row)
+        data = json.loads(text_of(path))["data"]
+        pairs = [(p["context"], qa) for article in data for p in article["paragraphs"] for qa in p["qas"]]
+        rows = []
+        for context, qa in sorted(pairs, key=lambda pair: id_order(pair[1]["id"])):
+            texts = [answer["text"] for answer in qa["answers"]] or [""]
+            row = {"id": str(qa["id"]), "context": context, "question": qa["question"], "answer": texts[0]}
+            rows.append(row | {"meta": {"references": texts} if texts[1:] else {}})
+            check_row(rows[-1])
+            check_meta("rouge", rows[-1]["meta"])
         if not rows:
             raise ValueError("no question in it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise DataError(f"{path}: not in the layout of SQuAD 2.0, or cut off ({e!r})") from None
     return rows
-
-
-def first_text(answers):
-    return answers[0]["text"] if answers else ""
 
 
 def id_order(id):
@@ -746,9 +744,9 @@ def check_meta(metric: str, meta: dict) -> None:
         texts = [meta["turn"]]
     elif metric == "lfem":
         texts, form = meta["header"], meta["sql"]
-        indices = [form["sel"], form["agg"], *(i for column, op, _ in form["conds"] for i in (column, op))]
-        if not texts or any(type(i) is not int for i in indices):
-            raise ValueError("sel, agg, columns and operators are numbers")
+        at(texts, form["sel"]), at(AGGREGATES, form["agg"])
+        for column, operator, _ in form["conds"]:
+            at(texts, column), at(OPERATORS, operator)
     elif metric == "rouge":
         texts = meta.get("references", [])
     if not isinstance(texts, list) or any(not isinstance(text, str) for text in texts):
@@ -913,17 +911,22 @@ def main(argv=None) -> int:
     o = parser.parse_args(argv)
     if unknown := [task for task in o.tasks if task not in READERS]:
         parser.error(f"unknown task {unknown[0]!r}: known are {', '.join(READERS)}")
-    if o.from_lamol and o.tasks:
+    if o.from_lamol is not None and o.tasks:
         parser.error("--from-lamol takes all tasks that its folder holds: name none")
-    data_dir = o.data_dir or ("~/.cache/l2kd/lamol" if o.from_lamol else "~/.cache/l2kd/raw")
+    data_dir = o.data_dir or ("~/.cache/l2kd/raw" if o.from_lamol is None else "~/.cache/l2kd/lamol")
     try:
-        if o.from_lamol:
+        if o.from_lamol is not None:
             found = from_lamol(o.from_lamol, data_dir)
             print(f"to use them: --data-dir {data_dir}, for {', '.join(found)}")
             return 0
+        failed = 0
         for task in o.tasks or READERS:
-            print(task, prepare(task, data_dir, o.cache_dir))
-        return 0
+            try:
+                print(task, prepare(task, data_dir, o.cache_dir))
+            except DataError as e:  # the other tasks may be there
+                print(f"error: {e}", file=sys.stderr)
+                failed += 1
+        return min(failed, 1)
     except (DataError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

@@ -29,7 +29,7 @@ class Run:
 
     def __init__(self, o: Options):
         self.o, self.began = o, time.time()
-        self.teacher_time, self.teacher_time_here = 0.0, 0.0  # seconds: of all its teachers, and of those made here
+        self.teacher_times, self.teacher_time_here = [], 0.0  # seconds that each took, and those made here together
         self.device, self.dtype, why = choose_device(o.device, o.dtype)
         self.pretrained, self.tokenizer = pretrained(o)
         self.tasks = [load_task(entry, o.data_dir, o.cache_dir, o.limit) for entry in o.order.split(",")]
@@ -47,6 +47,7 @@ class Run:
         if self.rule == "released":  # replay is added to a soft-target loss, and joined with a hard-target one
             self.rule = "added" if o.kd in ("word", "seqsoft") else "joint"
         self.dir = rundir.new_run(o.runs_dir, name_of(o, list(self.slots)))
+        self.lock = rundir.lock(self.dir)  # held as long as this process lives
         if o.kd != "none" or o.method == "single":
             rundir.writable("--teachers", o.teachers)
         config = asdict(o) | {"tasks": list(self.slots), "slots": self.slots, "answer_budgets": self.budgets}
@@ -71,6 +72,8 @@ class Run:
         print(f"device   {self.device}, {dtype} ({why})")
         how = f"γ {o.gamma:g}, {o.epochs} epochs, seed {o.seed}, replay loss {self.rule}"
         print(f"method   {o.method}, kd {o.kd}, {how}")
+        if o.multi_reference and not any("references" in e.meta for task in self.tasks for e in task.test):
+            print("note     --multi-reference has no effect: no test example has several references")
         for name in without_effect(o):
             print(f"note     --{name.replace('_', '-')} has no effect with --method {o.method} --kd {o.kd}")
 
@@ -123,10 +126,12 @@ class Run:
         summary = summarise(self.o.method, list(self.slots), rows)
         summary["parameters"] = sum(p.numel() for p in self.pretrained.parameters())
         summary["wall_time_s"] = round(time.time() - self.began, 1)
-        summary["teacher_time_s"] = round(self.teacher_time, 1)
-        summary["teacher_time_here_s"] = round(self.teacher_time_here, 1)
+        if None not in self.teacher_times:  # teachers of earlier versions don't say
+            summary["teacher_time_s"] = round(sum(self.teacher_times), 1)
+            summary["teacher_time_here_s"] = round(self.teacher_time_here, 1)
         draw_curves(summary["order"], self.o.epochs, rows, self.dir / "curves.png")
         rundir.write_json(self.dir / "summary.json", summary)
+        (self.dir / "lock").unlink()
         print(self.worked_examples())
         print(f"\n{table(summary)}\n\n{summary['wall_time_s']:.0f} s; everything is in {self.dir}")
         return summary

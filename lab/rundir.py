@@ -3,6 +3,7 @@
 runs/woz+sql+cnn-lamol-word-g0.2-s0/     its files are listed under "What is logged" in the README
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -76,6 +77,16 @@ def new_run(runs_dir: str, name: str) -> Path:
     return path
 
 
+def lock(run: Path):
+    """The run's lock, held until this process ends. Raises RunError where another process holds it."""
+    f = open(run / "lock", "a")  # noqa: SIM115
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise RunError(f"{run}: another process is making this run") from None
+    return f
+
+
 # ---------------------------------------------------------------------- atomic files
 
 
@@ -98,7 +109,11 @@ def write_json(path: Path, value) -> None:
 
 
 def read_json(path: Path):
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises RunError, which names the file, where it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise RunError(f"{path}: cut off or not JSON ({e}); delete its folder to make it anew") from None
 
 
 def write_jsonl(path: Path, rows) -> None:

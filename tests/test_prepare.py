@@ -318,6 +318,14 @@ def test_multi_reference_counts_each_meaning_once_against_all_its_references(rea
     assert pooled != pytest.approx(single)
 
 
+def test_questions_about_one_context_each_count_with_multi_reference():
+    meta = {"references": ["red", "blue"]}
+    test = [Example("c", question, "red", meta=meta) for question in ("q", "r")]
+    assert (
+        score(Task("own", "rouge", [], test), ["red", "nonsense"], True)["rouge1"] == 25.0  # 50 and 0
+    )
+
+
 def test_rows_without_several_references_each_count_with_multi_reference():
     examples = [Example("same", "q", answer) for answer in ("a b", "c d")]
     scores = score(Task("own", "rouge", [], examples), ["a b", "a b"], multi_reference=True)
@@ -996,6 +1004,8 @@ FORM = {"sel": 0, "agg": 0, "conds": [[0, 0, "x"]]}
         ("sql", {"sql": FORM, "header": ["A"]}, {"sql": FORM, "header": [1]}),
         ("sql", {"sql": FORM, "header": ["A"]}, {"sql": {"sel": 0, "agg": 0}, "header": ["A"]}),
         ("sql", {"sql": FORM, "header": ["A"]}, {"sql": FORM | {"sel": "A"}, "header": ["A"]}),
+        ("sql", {"sql": FORM, "header": ["A"]}, {"sql": FORM | {"sel": 1}, "header": ["A"]}),
+        ("sql", {"sql": FORM, "header": ["A"]}, {"sql": FORM | {"agg": 6}, "header": ["A"]}),
         ("sql", {"sql": FORM, "header": ["A"]}, {"sql": FORM | {"conds": [[0, 0]]}, "header": ["A"]}),
         ("e2e", {}, {"references": "text"}),
         ("own", {"sql": FORM, "header": ["A"]}, {}),
@@ -1135,7 +1145,31 @@ def test_authors_files_that_are_broken_or_missing_are_one_line(tmp_path, capsys,
     code = main(["--from-lamol", str(tmp_path / "lamol"), "--data-dir", str(tmp_path / "raw")])
     said = capsys.readouterr().err
     assert code == 1 and name in said and said.startswith("error: ") and said.count("\n") == 1
-    assert not list((tmp_path / "raw").rglob(".*"))
+    assert not (tmp_path / "raw").exists()  # not even of the tasks before it
+
+
+def test_of_several_answers_the_first_counts_and_all_are_references(tmp_path):
+    squads(tmp_path, "e2enlg")
+    path = tmp_path / "e2enlg_to_squad-test-v2.0.json"
+    qas = [{"id": 0, "question": "q", "answers": [{"text": "red"}, {"text": "tan"}]}]
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "c", "qas": qas}]}]}))
+    assert main(["--from-lamol", str(tmp_path), "--data-dir", str(tmp_path / "raw")]) == 0
+    task = load_task("e2e", tmp_path / "raw", tmp_path / "cache")
+    assert task.test[0].answer == "red" and task.test[0].meta == {"references": ["red", "tan"]}
+    assert [score(task, ["tan"], multi)["score"] > 0 for multi in (False, True)] == [False, True]
+
+
+def test_a_task_that_fails_does_not_keep_the_others_from_being_prepared(tmp_path, capsys):
+    write_raw(tmp_path, "woz", good_rows("woz", 2))
+    (tmp_path / "cnn_dailymail").mkdir()
+    (tmp_path / "cnn_dailymail" / "train.csv").write_text("id")
+    assert main(["cnn", "woz", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]) == 1
+    said = capsys.readouterr()
+    assert (
+        said.err.startswith("error: ")
+        and "test.csv is missing" in said.err
+        and "examples; Table 1: 2536 / 1646" in said.out
+    )
 
 
 @pytest.mark.parametrize("place", ["empty", "nowhere", "file"])

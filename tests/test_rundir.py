@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lab.rundir import RunError, new_run, read_jsonl, run_name, write_folder, write_jsonl, write_text
+from lab.rundir import RunError, lock, new_run, read_json, read_jsonl, run_name, write_folder, write_jsonl, write_text
 
 OPTIONS = {"method": "lamol", "kd": "word", "gamma": 0.2, "seed": 0, "epochs": 9, "model": "gpt2", "lr": 6.25e-5}
 DEFAULTS = {"epochs": 9, "model": "gpt2", "lr": 6.25e-5}
@@ -82,3 +82,17 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert {p.name for p in (tmp_path / "model").iterdir()} == {"a", "b"}
     write_folder(tmp_path / "model", fill(["c"]))
     assert {p.name for p in (tmp_path / "model").iterdir()} == {"c"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_run_directory_is_of_one_process_at_a_time(tmp_path):
+    held = lock(tmp_path)
+    with pytest.raises(RunError, match="another process is making this run"):
+        lock(tmp_path)
+    held.close()
+    lock(tmp_path).close()
+
+
+def test_a_broken_json_file_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config\.json: cut off or not JSON"):
+        read_json(tmp_path / "config.json")

@@ -387,7 +387,14 @@ def test_a_run_keeps_what_its_teachers_took_wherever_they_were_made(lab):
     assert rundir.read_json(run(lab, "--kd", "none") / "summary.json")["teacher_time_s"] == 0.0
 
 
-def test_several_references_are_scored_where_that_is_asked_for(lab, tmp_path, monkeypatch):
+def test_of_teachers_that_do_not_say_what_they_took_nothing_is_said(lab):
+    run(lab, "--kd", "word")
+    for path in (Path(lab[5]) / "teachers").glob("*/config.json"):
+        rundir.write_json(path, {k: v for k, v in rundir.read_json(path).items() if k != "seconds"})
+    assert "teacher_time_s" not in rundir.read_json(run(lab, "--kd", "seq") / "summary.json")
+
+
+def test_several_references_are_scored_where_that_is_asked_for(lab, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lab_run, "predict", lambda m, tok, examples, *a: [tok.encode("red") for _ in examples])
     (tmp_path / "colors" / "task.json").write_text('{"metric": "rouge"}')
     row = {"context": "a tan car", "question": "color?", "answer": "tan", "meta": {"references": ["red", "red tan"]}}
@@ -396,6 +403,12 @@ def test_several_references_are_scored_where_that_is_asked_for(lab, tmp_path, mo
     plain, several = (run(lab, "--kd", "none", *options) for options in ([], ["--multi-reference"]))
     last = [lines(folder / "scores.jsonl")[-1] for folder in (plain, several)]
     assert [x["metric"] for x in last] == ["rouge", "rouge"] and "-multi-reference=True" in several.name
+    red = data.Tokenizer.nano().encode("red")
+    monkeypatch.setattr(eval_file, "generate", lambda m, prompts, budget, stop: [red] * len(prompts))
+    for options, score in (([], last[0]["score"]), (["--multi-reference"], last[1]["score"])):
+        capsys.readouterr()
+        assert eval_file.main(["--model", str(plain / "model"), "--task", lab[1], *options]) == 0
+        assert capsys.readouterr().out.split()[:2] == ["score", f"{score:.2f}"]
     assert last[0]["score"] == 0.0 and last[1]["score"] == rouge_scores(["red"], [["red", "red tan"]])["rouge"] > 0
 
 
