@@ -34,6 +34,7 @@ def who_helps_where(n):
 
 
 def soft_targets_are_faster(n):
+    """Section 4.1 on Figure 3: the mean score of the first three epochs of the first two stages."""
     order = FIGURES["figure3"].split(",")
     epochs = n.epochs("figure3") // len(order)
 
