@@ -14,16 +14,20 @@ RIGHT_TO_LEFT = [block for block in PUBLISHED["table4"] if "," in block][1]
 
 
 def improves_the_average(n):
+    """Section 4.1, Table 3: mean over six orders of the average score."""
     values = [n("table3", MEAN, label, "avg") for label in ("LAMOL", *DISTILLED)]
     return "LAMOL {:.1f}; {:.1f}, {:.1f}, {:.1f}".format(*values), min(values[1:]) > values[0]
 
 
 def lowers_the_deviation(n):
+    """Section 4.1, Table 3: standard deviation over six orders, mean over the tasks."""
     values = [n("table3", DEVIATION, label, "avg") for label in ("LAMOL", *DISTILLED)]
     return "LAMOL {:.1f}; {:.1f}, {:.1f}, {:.1f}".format(*values), max(values[1:]) < values[0]
 
 
 def who_helps_where(n):
+    """Section 4.1, Table 2: Seq-KD "consistently" improves cnn most, soft targets woz and sql "for most cases"."""
+
     def ahead(soft, order, task):  # of Seq-KD
         return n("table2", order, soft, task) - n("table2", order, "Seq-KD", task)
 
@@ -47,6 +51,7 @@ def soft_targets_are_faster(n):
 
 
 def transfers_forward(n):
+    """Section 4.2, Figure 4c: what rnnlg.hotel gains while rnnlg.rest, the task before it, is learned."""
     epochs = n.epochs("figure4") // 5
     rise = {label: n("figure4", "rnnlg.hotel", label, 2 * epochs) - n("figure4", "rnnlg.hotel", label, epochs)
             for label in ("LAMOL", *DISTILLED)}  # fmt: skip
@@ -55,12 +60,14 @@ def transfers_forward(n):
 
 
 def easiest_first_passes_multitask(n):
+    """Section 4.2, Table 4: the averages of the right-to-left order against the multitask rows."""
     multi = max(n("table4", PLAIN, label, "avg") for label in ("Multi QA", "Multi QA+LM"))
     ours = [n("table4", RIGHT_TO_LEFT, label, "avg") for label in ("LAMOL", *DISTILLED)]
     return "multitask {:.1f}; {:.1f}, {:.1f}, {:.1f}, {:.1f}".format(multi, *ours), min(ours) > multi
 
 
 def gains_where_the_teacher_is_right(n):
+    """Section 4.3, Table 6: what each group of examples adds to the gain over LAMOL."""
     accuracy, right, wrong = PUBLISHED["table6"]["columns"]
     gains = [
         [n("table6", "all", label, g) - n("table6", "all", "LAMOL", g) for g in (right, wrong)] for label in DISTILLED
@@ -71,6 +78,7 @@ def gains_where_the_teacher_is_right(n):
 
 
 def costs_little(n):
+    """Sections 1 and 6, which give no numbers: wall time with the teachers, parameters of the last student."""
     ratios = [n("cost", "seconds", label, "") / n("cost", "seconds", "LAMOL", "") for label in DISTILLED]
     size = {n("cost", "parameters", label, "") for label in ("LAMOL", *DISTILLED)}
     shown = "{:.1f}, {:.1f}, {:.1f} times LAMOL's, teachers included; ".format(*ratios)

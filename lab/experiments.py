@@ -113,6 +113,7 @@ def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None
     failed = []
 
     def one(item):
+        """One run, unless it is finished or another process is at it; what went wrong goes to `failed`."""
         name, argv = item
         if keep and (keep / name / "summary.json").exists():
             return

@@ -539,6 +539,14 @@ def test_groups_are_pooled_over_examples_not_averaged_over_tasks(pair, table):
     assert at(rows, "LAMOL", columns[2], "ag")["ours"] == ""  # the teacher is always right: (B) has no examples
 
 
+def test_an_answer_is_right_in_its_own_case_alone(tmp_path):
+    lines = [
+        {"task": "ag", "id": str(i), "prediction": text, "answer": "World"} for i, text in enumerate(("World", "world"))
+    ]
+    write_jsonl(tmp_path / "1-ag" / "predictions.jsonl", lines)
+    assert list(paper.hits(tmp_path).values()) == [True, False]
+
+
 def test_agreement_of_several_seeds_is_with_the_teacher_of_the_same_seed(pair, table):
     same = {task: [True, False] for task in CLASSES.split(",")}
     turned = {task: [False, True] for task in same}
@@ -622,6 +630,7 @@ def test_every_claim_holds_in_the_papers_own_numbers(as_published, capsys):
         (2, ("table2", None, None, "sql"), 50.0),  # equal is not before: 9 of 24
         (2, ("table2", ORDERS[0], "Word-KD", "cnn"), 28.0),  # in every order
         (3, ("figure3", None, "Seq-KD", None), 99.0),
+        (3, ("figure3", "sql", "Seq-KD", None), 99.0),  # the second stage counts as the first does
         (4, ("figure4", "rnnlg.hotel", "Word-KD", 6), 99.0),
         (4, ("figure4", "rnnlg.hotel", "LAMOL", 6), 0.0),
         (5, ("table4", RIGHT_TO_LEFT, "LAMOL", "avg"), 65.8),

@@ -722,9 +722,10 @@ def test_cnn_is_streamed_from_its_story_archives(tmp_path):
 
 def test_stories_without_an_article_are_made_up_for_by_others(tmp_path, monkeypatch):
     """Table 1's size is reached although some stories of the public release have no article."""
-    monkeypatch.setitem(TABLE_1, "cnn", (100, 3))
-    write_raw(tmp_path, "stories", [b"http://a/no article", *good_rows("stories", 101)])
-    assert len(load("stories", tmp_path).train) == 100
+    monkeypatch.setitem(TABLE_1, "cnn", (200, 3))
+    good, missing = good_rows("stories", 202), [b"http://a/no article", b"http://a/no highlight"]
+    write_raw(tmp_path, "stories", [*good[:101], *missing, *good[101:]])
+    assert len(load("stories", tmp_path).train) == 200
 
 
 def test_a_story_without_highlights_has_an_empty_summary():
