@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import tiktoken
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from lab.prepare import DataError, prepare, read_task
 from lab.toy import GRAMMARS, SIZES, toy_rows
+from model import Packing
 
 IGNORE = -1  # a position that is not supervised
 SLOTS = 45  # GPT-2's 50,257 tokens + ANS + PAD + 45 task slots = 50,304
@@ -35,7 +35,7 @@ VOCABULARY = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/" 
 VOCABULARY_FILES = ("vocab.bpe", "encoder.json")
 NANO_VOCABULARY = Path(__file__).parent / "lab" / "assets" / "nano.tiktoken"  # made by lab/nano.py
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's cut into words
-GROUP_TOKENS = 4096  # padded tokens that go through the model at once
+GROUP_TOKENS, GROUP_SCORES = 4096, 4 * 1024**2  # what goes through the model at once; scores: of one head's attention
 
 
 @dataclass(frozen=True)
@@ -258,63 +258,83 @@ def encode_task(task: Task, tokenizer: Tokenizer, max_len: int) -> list[Encoded]
 
 @dataclass
 class Rows:
-    """Rows that go through the model at once. R rows, T time, padded on the right."""
+    """Rows that go through the model at once, packed: N tokens, S of them supervised."""
 
-    ids: torch.Tensor  # (R, T)
-    labels: torch.Tensor  # (R, T), IGNORE where nothing is supervised
-    lm: torch.Tensor  # (R, 1) bool: an LM row, else a QA row
-    replay: torch.Tensor  # (R, 1) bool: of an earlier task, else of the current one
+    ids: torch.Tensor  # (N,)
+    packing: Packing
+    supervised: torch.Tensor  # (S,): which of the N tokens
+    labels: torch.Tensor  # (S,): what they must predict
+    lm: torch.Tensor  # (S,) bool: of an LM row, else of a QA row
+    replay: torch.Tensor  # (S,) bool: of an earlier task, else of the current one
     distil: bool  # the teacher's distribution is the target, else the labels are
+    sizes: dict[
+        tuple[int, bool], int
+    ]  # each row's share of the S, by its example's number and whether it is the LM row
 
     def to(self, device) -> "Rows":
-        tensors = (t.to(device, non_blocking=True) for t in (self.ids, self.labels, self.lm, self.replay))
-        return Rows(*tensors, distil=self.distil)
+        """On the device; to a GPU without waiting for it."""
 
+        def move(t):
+            return t.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else t.to(device)
 
-def make_batch(examples, replay, pad_id, distil=False, lm=True, micro_batch=0) -> list[Rows]:
-    """Both rows of each example (without `lm` the QA row only), as groups of rows of similar length.
-
-    examples: list of Encoded; replay: list of bool. How rows are grouped changes no loss: normalisers are those of the
-    whole batch. Current rows stand apart from replay rows if they are to be distilled, so that the teacher sees no
-    others. `micro_batch` bounds the examples that go through the model at once."""
-    rows = []
-    for example, is_replay in zip(examples, replay):
-        soft = distil and not is_replay
-        rows.append(Row(soft, example.qa_ids, example.qa_labels, False, is_replay))
-        if lm:
-            rows.append(Row(soft, example.lm_ids, example.lm_labels, True, is_replay))
-    rows.sort(key=lambda row: (row.distil, len(row.ids)), reverse=True)
-    most = micro_batch * (1 + lm) or len(rows)
-    groups = []
-    for row in rows:
-        if groups:
-            first, n = groups[-1][0], len(groups[-1])  # the longest of its group
-            alike = row.distil == first.distil and 2 * len(row.ids) >= len(first.ids)
-            if alike and n < most and (n + 1) * len(first.ids) <= GROUP_TOKENS:
-                groups[-1].append(row)
-                continue
-        groups.append([row])
-    return [collate(group, pad_id) for group in groups]
+        packing = Packing(move(self.packing.at), self.packing.shape)
+        tensors = map(move, (self.supervised, self.labels, self.lm, self.replay))
+        return Rows(move(self.ids), packing, *tensors, self.distil, self.sizes)
 
 
 class Row(NamedTuple):
-    """One row of one example, before padding."""
+    """One row of one example."""
 
     distil: bool
     ids: list[int]
     labels: list[int]
     lm: bool
     replay: bool
+    key: tuple[int, bool]
 
 
-def collate(group: list[Row], pad_id: int) -> Rows:
-    """Rows as tensors, padded on the right, where causal attention never looks."""
+def make_batch(samples, indices, n_current, distil=False, lm=True, micro_batch=0) -> list[Rows]:
+    """Both rows of each example (without `lm` the QA row only), in groups that go through the model at once.
+
+    samples: list of Encoded, the `n_current` of the current task first; indices: who is in the batch. How rows are
+    grouped changes no loss: normalisers are those of the whole batch. Current rows stand apart from replay rows if they
+    are to be distilled, so that the teacher sees no others. `micro_batch` bounds the examples in a group."""
+    rows = []
+    for i in indices:
+        example, replay = samples[i], i >= n_current
+        rows.append(Row(distil and not replay, example.qa_ids, example.qa_labels, False, replay, (i, False)))
+        if lm:
+            rows.append(Row(distil and not replay, example.lm_ids, example.lm_labels, True, replay, (i, True)))
+    rows.sort(key=lambda row: (row.distil, len(row.ids)), reverse=True)
+    most = micro_batch * (1 + lm) or len(rows)
+    groups = []
+    for row in rows:
+        if groups:
+            first, n = groups[-1][0], len(groups[-1])  # the longest of its group
+            fits = sum(len(r.ids) for r in groups[-1]) + len(row.ids) <= GROUP_TOKENS
+            fits = fits and (n + 1) * len(first.ids) ** 2 <= GROUP_SCORES
+            if row.distil == first.distil and n < most and fits:
+                groups[-1].append(row)
+                continue
+        groups.append([row])
+    return [collate(group) for group in groups]
+
+
+def collate(group: list[Row]) -> Rows:
+    """Rows as tensors, one after another."""
+    labels = torch.tensor([label for row in group for label in row.labels])
+    supervised = (labels != IGNORE).nonzero()[:, 0]
+    sizes = [sum(label != IGNORE for label in row.labels) for row in group]
+    of_row = torch.tensor([(row.lm, row.replay) for row in group]).repeat_interleave(torch.tensor(sizes), dim=0)
     return Rows(
-        ids=pad_sequence([torch.tensor(row.ids) for row in group], batch_first=True, padding_value=pad_id),
-        labels=pad_sequence([torch.tensor(row.labels) for row in group], batch_first=True, padding_value=IGNORE),
-        lm=torch.tensor([row.lm for row in group])[:, None],
-        replay=torch.tensor([row.replay for row in group])[:, None],
+        ids=torch.tensor([i for row in group for i in row.ids]),
+        packing=Packing.of([len(row.ids) for row in group]),
+        supervised=supervised,
+        labels=labels[supervised],
+        lm=of_row[:, 0],
+        replay=of_row[:, 1],
         distil=group[0].distil,
+        sizes=dict(zip([row.key for row in group], sizes)),
     )
 
 

@@ -13,8 +13,7 @@ variants need no loss of their own, only other rows:
 import torch
 import torch.nn.functional as F
 
-IGNORE = -1  # as in data.py
-CHUNK = {"cpu": 64, "cuda": 1024}  # tokens whose logits exist at once: few enough for a processor's cache
+CHUNK = {"cpu": 256, "cuda": 1024}  # tokens whose logits exist at once: few enough for a processor's cache
 
 
 def at_least_float32(logits):
@@ -40,7 +39,7 @@ def word_kd(student_logits, teacher_logits, temperature):
 
 
 def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
-    """Section 2.3: what each supervised token counts in the loss of its batch; a tensor (R, T) for each group of rows.
+    """Section 2.3: what each supervised token counts in the loss of its batch; a tensor (S,) for each group of rows.
 
     The loss of a batch is Σ weight · ℓ, over its tokens, with ℓ the NLL or the KD of a token:
 
@@ -52,10 +51,10 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
     without tokens adds nothing."""
     weights = []
     for rows in batch:
-        w = (rows.labels != IGNORE).float()
+        w = torch.ones(len(rows.labels))
         weights.append(w if rows.distil else torch.where(rows.labels == ans_id, ans_weight * w, w))
-    # rows that are divided by one number share a key: QA 0 (replay apart: 1), LM 2 (replay apart: 3)
-    keys = [2 * rows.lm + (rows.replay if rule == "added" else 0) for rows in batch]  # (R, 1) each
+    # tokens that are divided by one number share a key: QA 0 (replay apart: 1), LM 2 (replay apart: 3)
+    keys = [2 * rows.lm + (rows.replay if rule == "added" else 0) for rows in batch]  # (S,) each
     for key in range(4):
         total = sum((w * (k == key)).sum() for w, k in zip(weights, keys))
         scale = (lm_lambda if key >= 2 else 1.0) / total.clamp(min=1e-9)
@@ -64,9 +63,9 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
 
 
 class FusedLoss(torch.autograd.Function):
-    """Σ_i w_i ℓ_i over N supervised tokens: projection, loss and gradient in one, a chunk of tokens at a time.
+    """Σ_i w_i ℓ_i over S supervised tokens: projection, loss and gradient in one, a chunk of tokens at a time.
 
-    Both gradients are known in closed form, so they are taken while a chunk's logits z are at hand, and no (N, V)
+    Both gradients are known in closed form, so they are taken while a chunk's logits z are at hand, and no (S, V)
     tensor is ever kept (p at temperature 1 for NLL, at T for Word-KD):
 
         NLL      ℓ = −log p_S[target]                    ∂ℓ/∂z = p_S − onehot(target)
@@ -77,33 +76,31 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, token_weights, targets, teacher, temperature, loss_scale):
-        """hidden (N, C), weight (V, C), token_weights, targets (N,), teacher: None for NLL, or its (hidden, weight).
+        """hidden (S, C), weight (V, C), token_weights, targets (S,), teacher: None for NLL, or its (hidden, weight).
 
-        Returns the weighted sum and, for the log, its N parts. `loss_scale` is GradScaler's: the gradients carry it."""
-        kind, (N, V) = hidden.device.type, (len(hidden), len(weight))
-        chunk = min(N, CHUNK.get(kind, 512))
+        Returns the weighted sum and, for the log, its S parts. `loss_scale` is GradScaler's: the gradients carry it."""
+        kind, (S, V) = hidden.device.type, (len(hidden), len(weight))
+        chunk = min(S, CHUNK.get(kind, 512))
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        h, W = hidden.to(dtype), weight.to(dtype)  # (N, C), (V, C), cast once
+        h, W = hidden.to(dtype), weight.to(dtype)  # (S, C), (V, C), cast once
         grad_h, grad_W = torch.empty_like(h), torch.zeros_like(W)
-        losses = token_weights.new_empty(N, dtype=torch.promote_types(dtype, torch.float32))
-        z, p, z_teacher, p_teacher = losses.new_empty(4, chunk, V)
+        losses = token_weights.new_empty(S, dtype=torch.promote_types(dtype, torch.float32))
+        log_p, log_p_teacher, p_teacher = (losses.new_empty(chunk, V) for _ in range(3))
         buffer = h.new_empty(chunk, V)  # what the matrix products read and write, in the compute dtype
         T = temperature if teacher else 1.0
         with torch.autocast(kind, enabled=False):
-            for i in range(0, N, chunk or 1):
+            for i in range(0, S, chunk or 1):
                 part, n = slice(i, i + chunk), len(h[i : i + chunk])
-                log_Z = project(h[part], W, T, buffer[:n], z[:n], p[:n])
+                log_q = project(h[part] / T, W, buffer[:n], log_p[:n])
                 if teacher:
-                    h_teacher, W_teacher = teacher[0][part], teacher[1]
-                    log_Z_teacher = project(h_teacher, W_teacher, T, buffer[:n], z_teacher[:n], p_teacher[:n])
-                    # log p_T − log p_S = (z_T − log Z_T) − (z_S − log Z_S)
-                    gap = z_teacher[:n].sub_(z[:n]).mul_(p_teacher[:n]).sum(dim=-1)
-                    losses[part] = T * T * (gap - log_Z_teacher + log_Z)
-                    dz = p[:n].sub_(p_teacher[:n])
+                    log_t = project(teacher[0][part] / T, teacher[1], buffer[:n], log_p_teacher[:n])
+                    t = torch.exp(log_t, out=p_teacher[:n])
+                    losses[part] = T * T * log_t.sub_(log_q).mul_(t).sum(dim=-1)
+                    dz = log_q.exp_().sub_(t)
                 else:
                     target = targets[part, None]
-                    losses[part] = log_Z - z[:n].gather(1, target)[:, 0]
-                    dz = p[:n].scatter_add_(1, target, -torch.ones_like(target, dtype=p.dtype))
+                    losses[part] = -log_q.gather(1, target)[:, 0]
+                    dz = log_q.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=log_q.dtype))
                 buffer[:n].copy_(dz.mul_(token_weights[part, None] * (T * loss_scale)))
                 torch.mm(buffer[:n], W, out=grad_h[part])
                 grad_W.addmm_(buffer[:n].t(), h[part])
@@ -115,35 +112,53 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        grads = (g * (grad / ctx.loss_scale) for g in ctx.saved_tensors)  # they carry the loss scale already
+        factor, grads = grad / ctx.loss_scale, ctx.saved_tensors  # they carry the loss scale already
+        if factor.is_cuda or factor != 1:  # to ask a GPU would mean to wait for it
+            grads = (g * factor for g in grads)
         return *(g.to(dtype) for g, dtype in zip(grads, ctx.dtypes)), None, None, None, None, None
 
 
-def project(h, W, temperature, buffer, z, p):
-    """Logits z (n, V) = h Wᵀ / T less their largest, p = softmax(z), both in place; returns log Σ exp z (n,)."""
+def project(h, W, buffer, out):
+    """log softmax(h Wᵀ) (n, V) in `out`; the matrix product in the compute dtype, that of `buffer`."""
     torch.mm(h, W.t(), out=buffer)
-    z.copy_(buffer).div_(temperature)
-    z.sub_(z.amax(dim=-1, keepdim=True))
-    torch.softmax(z, dim=-1, out=p)
-    return -p.amax(dim=-1).log()  # the largest z is 0, so the largest p is exp(0) / Σ exp z
+    return torch.log_softmax(out.copy_(buffer), dim=-1, out=out)
+
+
+class Teacher:
+    """What a student learns from: a frozen model's final hidden states (S, C) at the supervised positions.
+
+    They never change. Those of `remember` are computed once, and later cost no more than the product with the head."""
+
+    def __init__(self, model):
+        self.model, self.known = model, {}
+
+    @torch.no_grad()
+    def states(self, rows):
+        """Rows -> hidden states (S, C), in the compute dtype."""
+        if self.known:
+            return torch.cat([self.known[key] for key in rows.sizes])
+        return (
+            self.model.hidden(rows.ids, rows.packing).index_select(0, rows.supervised).to(self.model.wte.weight.dtype)
+        )
+
+    def remember(self, batch):
+        """One pass over all rows that will be asked for, whoever will be their batch mates."""
+        known = {}
+        for rows in batch:
+            known |= zip(rows.sizes, self.states(rows).split(list(rows.sizes.values())))
+        self.known = known
 
 
 def rows_loss(student, teacher, rows, weights, temperature, loss_scale=1.0):
     """The share of one group of rows in the loss of its batch, and what QA and LM rows add to it (for the log).
 
     Hidden states are gathered at the supervised positions before the projection to the vocabulary, so logits exist for
-    the N supervised tokens only, the student's and the teacher's at the same ones. loss_scale: a GradScaler's, which
+    the S supervised tokens only, the student's and the teacher's at the same ones. loss_scale: a GradScaler's, which
     half-precision gradients need where they are made."""
-    supervised = rows.labels != IGNORE  # (R, T)
-    hidden = student.hidden(rows.ids)[supervised]  # (N, C)
-    soft = None
-    if rows.distil:
-        with torch.no_grad():
-            soft = teacher.hidden(rows.ids)[supervised].to(teacher.wte.weight.dtype), teacher.wte.weight
-    targets, w = rows.labels[supervised], weights[supervised]
-    loss, parts = FusedLoss.apply(hidden, student.wte.weight, w, targets, soft, temperature, loss_scale)
-    lm = rows.lm.expand_as(supervised)[supervised]
-    return loss, parts[~lm].sum(), parts[lm].sum()
+    hidden = student.hidden(rows.ids, rows.packing).index_select(0, rows.supervised)  # (S, C)
+    soft = (teacher.states(rows), teacher.model.wte.weight) if rows.distil else None
+    loss, parts = FusedLoss.apply(hidden, student.wte.weight, weights, rows.labels, soft, temperature, loss_scale)
+    return loss, (parts * ~rows.lm).sum(), (parts * rows.lm).sum()
 
 
 if __name__ == "__main__":

@@ -64,6 +64,32 @@ SIZES = {
 }
 
 
+@dataclass
+class Packing:
+    """Rows of different lengths as N tokens one after another: padding exists inside attention alone.
+
+    row 0    The dog .  ~
+    row 1    A   b   c  d       The dog . A b c d      at  0 1 2 4 5 6 7      shape  (2, 4)
+    """
+
+    at: torch.Tensor  # (N,): the place of each token among the R · T of the padded rows
+    shape: tuple[int, int]  # (R, T)
+
+    @classmethod
+    def of(cls, lengths: list[int]) -> "Packing":
+        """The packing of rows of these lengths, on the CPU."""
+        T = max(lengths)
+        return cls(torch.cat([torch.arange(n) + i * T for i, n in enumerate(lengths)]), (len(lengths), T))
+
+    def pad(self, x):
+        """(N, D) -> (R, T, D), zeros between the rows."""
+        return x.new_zeros(math.prod(self.shape), x.size(1)).index_copy(0, self.at, x).view(*self.shape, -1)
+
+    def unpad(self, x):
+        """(R, T, D) -> (N, D)"""
+        return x.flatten(0, 1).index_select(0, self.at)
+
+
 class KVCache:
     """Keys and values of the tokens seen so far. Row b holds `length[b]` of them, from column 0 on, and writes its
     next token at column `length[b]`; columns beyond are zero or padding, and are never attended to.
@@ -102,10 +128,11 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.n_head, self.dropout, self.layer = config.n_head, config.dropout, layer
 
-    def forward(self, x, cache: KVCache | None = None, used: int = 0):
-        """x (B, T, C) -> (B, T, C); `cache` and `used` as in GPT.hidden."""
-        B, T, C = x.size()
-        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).split(C, dim=2))
+    def forward(self, x, packing: Packing | None = None, cache: KVCache | None = None, used: int = 0):
+        """x (B, T, C) or packed (N, C), and the result like it; the rest as in GPT.hidden."""
+        qkv = packing.pad(self.c_attn(x)) if packing else self.c_attn(x)
+        (B, T, _), C = qkv.size(), x.size(-1)
+        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in qkv.split(C, dim=2))
         if used:  # decoding: one new token a row against everything cached
             k, v, visible = cache.append(self.layer, k, v, used)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
@@ -115,6 +142,7 @@ class Attention(nn.Module):
             p = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, H, T, C/H) -> (B, T, C)
+        y = packing.unpad(y) if packing else y
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
@@ -142,8 +170,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache=None, used=0):
-        x = x + self.attn(self.ln_1(x), cache, used)
+    def forward(self, x, packing=None, cache=None, used=0):
+        x = x + self.attn(self.ln_1(x), packing, cache, used)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -171,19 +199,19 @@ class GPT(nn.Module):
     def device(self):
         return self.wte.weight.device
 
-    def hidden(self, ids, cache: KVCache | None = None, used: int = 0):
-        """ids (B, T) -> final hidden states (B, T, C), after the last layer norm.
+    def hidden(self, ids, packing: Packing | None = None, cache: KVCache | None = None, used: int = 0):
+        """ids (B, T) -> final hidden states (B, T, C), after the last layer norm; or packed, (N,) -> (N, C).
 
         With `used` = 0 a cache is filled from column 0 (prefill); otherwise T is 1, each row goes on where it stands,
         and `used` is the number of cache columns in use after this token."""
-        T = ids.size(1)
+        T = packing.shape[1] if packing else ids.size(1)
         if T > self.config.n_positions:
             raise ValueError(f"a sequence of {T} tokens is longer than the context of {self.config.n_positions}")
-        positions = cache.length[:, None] if used else torch.arange(T, device=ids.device)
+        positions = cache.length[:, None] if used else packing.at % T if packing else torch.arange(T, device=ids.device)
         positions = positions.clamp(max=self.config.n_positions - 1)  # a finished row may wait at the context's end
         x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)
         for block in self.h:
-            x = block(x, cache, used)
+            x = block(x, packing, cache, used)
         return self.ln_f(x)
 
     def head(self, hidden):
@@ -391,10 +419,12 @@ def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.
 
 def prefill(model, prompts, limits):
     """All prompts in one forward pass: the hidden state of the last token of each (B, C), and the cache."""
-    ids = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(model.device)  # (B, T)
+    packing = Packing.of([len(p) for p in prompts])
+    packing.at = packing.at.to(model.device)
     length = torch.tensor([len(p) for p in prompts], device=model.device)
     cache = KVCache(model, len(prompts), max(len(p) + limit for p, limit in zip(prompts, limits)))
-    hidden = model.hidden(ids, cache)[torch.arange(len(ids), device=model.device), length - 1]
+    ids = torch.tensor([i for p in prompts for i in p], device=model.device)  # (N,)
+    hidden = model.hidden(ids, packing, cache)[length.cumsum(0) - 1]
     cache.length += length
     return hidden, cache
 
@@ -419,7 +449,7 @@ def decode(model, prompts, limits, stop_id, pick, u=None):
             keep = torch.tensor(going, device=model.device)
             cache.keep(keep)
             token, rows, going = token[keep], [rows[j] for j in going], list(range(len(going)))
-        hidden = model.hidden(token[:, None], cache, used)[:, 0]
+        hidden = model.hidden(token[:, None], cache=cache, used=used)[:, 0]
         cache.length[going] += 1
     return out
 
@@ -478,6 +508,6 @@ def decode_beams(model, prompts, limits, stop_id, beams):
         total, y, row = total[at].flatten(), y[at].flatten(0, 1), row[at].flatten()
         cache.keep(row)
         used = max(len(prompts[i]) for i in todo) + t  # cache columns in use once this token is in
-        hidden = model.hidden(y[:, -1:], cache, used)[:, 0]
+        hidden = model.hidden(y[:, -1:], cache=cache, used=used)[:, 0]
         cache.length += 1
     return [max(found)[1] for found in answers]

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import kd
 import lamol
-from data import DataError, encode_parts, make_batch, plan_epoch
+from data import IGNORE, DataError, encode_parts, make_batch, plan_epoch
 from lab import rundir
 from lab.options import TEACHER_KEY, Options, parse
 from lab.run import Run, TrainingLog
@@ -61,7 +61,7 @@ def optimizer_of(model, o: Options):
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=o.lr, eps=o.adam_epsilon)
+    return torch.optim.AdamW(groups, lr=o.lr, eps=o.adam_epsilon, fused=True)
 
 
 def learn(run, model, current, replay, stage, name, phase="student", epochs=0, teacher=None, lm=True, after_epoch=None):
@@ -81,8 +81,7 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
         log = TrainingLog(run, name, phase, epoch, bar)
         for step, indices in enumerate(bar, 1):
             # ------------------------------------------------------------ one update (Alg. 1, lines 5 and 9)
-            chosen, is_replay = [samples[i] for i in indices], [i >= len(current) for i in indices]
-            batch = make_batch(chosen, is_replay, run.tokenizer.pad_id, teacher is not None, lm, o.micro_batch)
+            batch = make_batch(samples, indices, len(current), teacher is not None, lm, o.micro_batch)
             weights = kd.token_weights(batch, run.rule, run.tokenizer.ans_id, o.ans_weight, o.lm_lambda)
             lr = learning_rate(seen, n, epochs, o.lr, o.warmup_ratio)
             scale = scaler.get_scale()  # the fused loss takes its gradients in the forward: they are scaled there
@@ -147,6 +146,17 @@ def frozen(run, teacher):
     return teacher.eval().requires_grad_(False).to(run.dtype)
 
 
+def soft_targets(run, teacher, current) -> kd.Teacher:
+    """The teacher of lines 3-11, with what it has to say of the current samples if --teacher-cache has room for it."""
+    soft = kd.Teacher(teacher)
+    tokens = sum(label != IGNORE for x in current for label in (*x.qa_labels, *x.lm_labels))
+    if tokens * teacher.config.n_embd * run.dtype.itemsize <= run.o.teacher_cache:
+        batch = make_batch(current, range(len(current)), len(current), distil=True)
+        with run.autocast():
+            soft.remember(rows.to(run.device) for rows in batch)
+    return soft
+
+
 def teacher_answers(run, teacher, task, folder):
     """Section 2.2, Seq-KD: the task's rows with the teacher's answers (greedy or by beam search) for the data's.
 
@@ -208,7 +218,7 @@ def lifelong(run):
             replay = replay_samples(run, student, run.tasks[: m - 1], len(current), m, folder)  # Alg. 1, line 2
         if o.kd in ("seq", "seqsoft"):
             current = teacher_answers(run, teacher, task, folder)
-        soft = teacher if o.kd in ("word", "seqsoft") else None
+        soft = soft_targets(run, teacher, current) if o.kd in ("word", "seqsoft") else None
         curve = partial(run.score, student, run.tasks, m) if o.eval_every_epoch else None
         learn(  # Alg. 1, lines 3-11
             run, student, current, replay, m, task.name, teacher=soft, lm=o.method != "finetune", after_epoch=curve

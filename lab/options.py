@@ -67,6 +67,9 @@ class Options:
     micro_batch: int = option(
         0, "examples at once through the model: same loss, other dropout masks; default 0, all that fit"
     )
+    teacher_cache: int = option(
+        2**31, "bytes that a teacher's hidden states may take; computed once if they fit, else in every epoch"
+    )
     device: str = option("auto", "auto (CUDA, then CPU), cpu, cuda, mps")
     dtype: str = option("auto", "computation", ("auto", "float32", "bfloat16", "float16"))
     data_dir: str = option("~/.cache/l2kd/raw", "raw files, as the public releases name them; downloaded if missing")
@@ -82,6 +85,7 @@ UNNAMED = {
     "device",
     "dtype",
     "micro_batch",
+    "teacher_cache",
     "data_dir",
     "cache_dir",
     "runs_dir",

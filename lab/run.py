@@ -181,11 +181,16 @@ class TrainingLog:
     def __init__(self, run, name, phase, epoch, bar):
         self.path, self.bar = run.dir / "log.jsonl", bar
         self.where = {"task": name, "phase": phase, "epoch": epoch}
-        self.step, self.losses, self.tokens, self.since = 0, [0.0, 0.0], 0, time.perf_counter()
+        self.start(0)
+
+    def start(self, step):
+        self.step, self.losses, self.since = step, [0.0, 0.0], time.perf_counter()
+        self.tokens = self.padded = 0
 
     def add(self, parts, rows):
         self.losses = [total + part for total, part in zip(self.losses, parts)]
         self.tokens += rows.ids.numel()
+        self.padded += math.prod(rows.packing.shape)  # what attention sees; all else has no padding
 
     def write(self, step, lr):
         """Raises RunError when the loss is no number."""
@@ -195,7 +200,8 @@ class TrainingLog:
             place = "{phase} {task}, epoch {epoch}".format(**self.where)
             raise RunError(f"the loss is {qa + lm} in {place}, step {step}: a lower --lr may help")
         line = {"step": step, "loss": qa + lm, "loss_qa": qa, "loss_lm": lm, "lr": lr, "tokens_per_s": rate}
+        line["attention_padding"] = round(1 - self.tokens / self.padded, 3)
         rundir.append_jsonl(self.path, self.where | line)
         self.said = f"loss {qa + lm:.3f} (last {step - self.step} updates), {rate} tokens/s"
         self.bar.set_postfix_str(self.said)
-        self.step, self.losses, self.tokens, self.since = step, [0.0, 0.0], 0, time.perf_counter()
+        self.start(step)

@@ -176,31 +176,43 @@ def encoded(tok, n, seed=0):
 
 @pytest.mark.parametrize("distil, micro_batch", [(False, 0), (True, 0), (True, 1), (False, 2)])
 def test_a_batch_holds_both_rows_of_each_example_however_it_is_laid_out(tok, distil, micro_batch):
-    examples, replay = encoded(tok, 7), [i % 3 == 0 for i in range(7)]
-    found = []
-    for rows in make_batch(examples, replay, tok.pad_id, distil, micro_batch=micro_batch):
-        assert not micro_batch or len(rows.ids) <= 2 * micro_batch
+    examples, indices = encoded(tok, 7), [6, 0, 3, 2, 5]
+    found, n_current = [], 4
+    for rows in make_batch(examples, indices, n_current, distil, micro_batch=micro_batch):
+        lengths = torch.unique(rows.packing.at // rows.packing.shape[1], return_counts=True)[1].tolist()
+        assert len(lengths) == rows.packing.shape[0] and max(lengths) == rows.packing.shape[1]
+        assert not micro_batch or len(lengths) <= 2 * micro_batch
         assert not (rows.distil and rows.replay.any())  # the teacher sees the current task only
-        for ids, labels, lm, old in zip(rows.ids, rows.labels, rows.lm, rows.replay):
-            n = int((labels != IGNORE).nonzero().max()) + 1
-            assert (ids[n:] == tok.pad_id).all() and (labels[n:] == IGNORE).all()
-            found.append((ids[:n].tolist(), labels[:n].tolist(), bool(lm), bool(old), rows.distil))
+        labels = torch.full_like(rows.ids, IGNORE).index_copy(0, rows.supervised, rows.labels)
+        sizes = list(rows.sizes.values())
+        lm, replay = ([part.unique().tolist() for part in x.split(sizes)] for x in (rows.lm, rows.replay))
+        parts = zip(rows.ids.split(lengths), labels.split(lengths), lm, replay, rows.sizes)
+        for ids, labels_of_row, [is_lm], [old], key in parts:
+            assert key[1] == is_lm
+            found.append((key[0], ids.tolist(), labels_of_row.tolist(), is_lm, old, rows.distil))
     wanted = []
-    for example, old in zip(examples, replay):
-        wanted.append((example.qa_ids, example.qa_labels, False, old, distil and not old))
-        wanted.append((example.lm_ids, example.lm_labels, True, old, distil and not old))
+    for i in indices:
+        example, old = examples[i], i >= n_current
+        wanted.append((i, example.qa_ids, example.qa_labels, False, old, distil and not old))
+        wanted.append((i, example.lm_ids, example.lm_labels, True, old, distil and not old))
     assert sorted(found) == sorted(wanted)
 
 
 def test_no_group_of_rows_is_longer_than_what_goes_through_the_model_at_once(tok, monkeypatch):
-    monkeypatch.setattr("data.GROUP_TOKENS", 100)
-    batch = make_batch(encoded(tok, 30), [False] * 30, tok.pad_id)
-    assert all(rows.ids.numel() <= 100 for rows in batch) and max(len(rows.ids) for rows in batch) > 1
+    samples = encoded(tok, 30)
+    for name, bound in (("GROUP_TOKENS", 100), ("GROUP_SCORES", 2500)):
+        with monkeypatch.context() as m:
+            m.setattr(f"data.{name}", bound)
+            batch = make_batch(samples, range(30), 30)
+        assert sum(len(rows.sizes) for rows in batch) == 60 and max(len(rows.sizes) for rows in batch) > 1
+        for rows in batch:
+            (R, T), tokens = rows.packing.shape, len(rows.ids)
+            assert (tokens if name == "GROUP_TOKENS" else R * T * T) <= bound or R == 1
 
 
 def test_without_lm_a_batch_holds_qa_rows_only(tok):
-    batch = make_batch(encoded(tok, 5), [False] * 5, tok.pad_id, lm=False)
-    assert sum(len(rows.ids) for rows in batch) == 5 and not any(rows.lm.any() for rows in batch)
+    batch = make_batch(encoded(tok, 5), range(5), 5, lm=False)
+    assert sum(len(rows.sizes) for rows in batch) == 5 and not any(rows.lm.any() for rows in batch)
 
 
 @settings(max_examples=100, deadline=None)

@@ -24,35 +24,40 @@ def padded_kd(student, teacher, T):
     return T * T * (p * (p.log() - (student / T).log_softmax(-1))).sum(-1)
 
 
+def supervised(labels, lm, replay, distil):
+    """Supervised tokens alone, as `token_weights` sees them."""
+    return Rows(None, None, None, labels, torch.full_like(labels, lm, dtype=torch.bool), replay, distil, {})
+
+
 def released(case, function):
     """A golden case in our terms -> (QA loss, LM loss, gradients), from the plain losses and our token weights.
 
     get_distil_losses is `added` with soft targets on current rows; get_losses is `joint` without them."""
     soft = function == "get_distil_losses"
-    replay = torch.tensor(case["is_extra"], dtype=torch.bool)[:, None]
+    replay = torch.tensor(case["is_extra"], dtype=torch.bool)
     logits = {s: double(case[f"student_{s}"]).requires_grad_() for s in ("qa", "lm")}
     batch, where = [], []
     for stream, labels in (("qa", case["Y"]), ("lm", case["gen_Y"])):
         for distil in (True, False) if soft else (False,):
-            rows = (~replay if distil else replay)[:, 0] if soft else torch.ones(len(replay), dtype=torch.bool)
-            y = torch.tensor(labels)[rows]
-            batch.append(Rows(y, y, torch.full((len(y), 1), stream == "lm"), replay[rows], distil))
-            where.append((stream, rows))
+            rows = (~replay if distil else replay) if soft else torch.ones(len(replay), dtype=torch.bool)
+            at = (y := torch.tensor(labels)) != IGNORE
+            at[~rows] = False
+            batch.append(supervised(y[at], stream == "lm", replay[:, None].expand_as(at)[at], distil))
+            where.append((stream, at))
     ans_weight = case["tokens_weight"][case["ans_id"]]
     rule = "added" if soft else "joint"
     weights = kd.token_weights(batch, rule, case["ans_id"], ans_weight, case["lm_lambda"])
     losses = {"qa": 0.0, "lm": 0.0}
-    for rows, w, (stream, chosen) in zip(batch, weights, where):
-        at = rows.labels != IGNORE
-        z = logits[stream][chosen][at]
+    for rows, w, (stream, at) in zip(batch, weights, where):
+        z = logits[stream][at]
         if rows.distil:
             same_vocabulary = case["vocab"] == case["teacher_vocab"]  # ours always is; the rest tests the weighting
             loss = (kd.word_kd if same_vocabulary else padded_kd)(
-                z, double(case[f"teacher_{stream}"])[chosen][at], case["temperature"]
+                z, double(case[f"teacher_{stream}"])[at], case["temperature"]
             )
         else:
-            loss = kd.nll(z, rows.labels[at])
-        losses[stream] = losses[stream] + (loss * w.double()[at]).sum()
+            loss = kd.nll(z, rows.labels)
+        losses[stream] = losses[stream] + (loss * w.double()).sum()
     sum(losses.values()).backward()
     return losses, {s: logits[s].grad for s in logits}
 
@@ -83,10 +88,10 @@ def test_finetune_is_the_released_qa_loss(golden, tok):
     compared = 0
     for case in golden("kd_loss")["cases"]:
         if case["seq_train_type"] == "finetune":
-            y = torch.tensor(case["Y"])
-            no, at = torch.zeros(len(y), 1, dtype=torch.bool), y != IGNORE
-            (w,) = kd.token_weights([Rows(y, y, no, no, False)], "joint", case["ans_id"])
-            loss = (kd.nll(double(case["student_qa"])[at], y[at]) * w.double()[at]).sum().item()
+            at = (y := torch.tensor(case["Y"])) != IGNORE
+            no = torch.zeros(int(at.sum()), dtype=torch.bool)
+            (w,) = kd.token_weights([supervised(y[at], False, no, False)], "joint", case["ans_id"])
+            loss = (kd.nll(double(case["student_qa"])[at], y[at]) * w.double()).sum().item()
             assert loss == pytest.approx(case["expected"]["get_losses"]["qa_loss"], rel=2e-7)
             compared += 1
     assert compared == 2
@@ -145,11 +150,12 @@ def batch_of(tok, replay, distil=True, micro_batch=0, lm=True):
     for c, q, a in torch.randint(1, 25, (len(replay), 3), generator=g).tolist():
         ids = [torch.randint(256, (n,), generator=g).tolist() for n in (c, q, a)]
         examples.append(encode_parts(*ids, tok.first_slot, tok, 90))
-    return make_batch(examples, replay, tok.pad_id, distil, lm, micro_batch)
+    return make_batch(examples, range(len(replay)), replay.count(False), distil, lm, micro_batch)  # current ones first
 
 
 def gradients(model, teacher, batch, tok, rule):
     model.zero_grad()
+    teacher = teacher and kd.Teacher(teacher)
     for rows, w in zip(batch, kd.token_weights(batch, rule, tok.ans_id)):
         kd.rows_loss(model, teacher, rows, w, 2.0)[0].backward()
     return {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -175,16 +181,17 @@ def test_a_micro_batched_update_has_the_gradients_of_the_whole_one(tok, pair, ru
 
 
 @pytest.mark.parametrize("distil", [True, False])
-def test_logits_at_supervised_positions_only_lose_nothing(tok, pair, distil):
-    """The loss and gradients of a batch equal those of the textbook way: all logits (B, T, V), then a mask."""
+def test_packed_rows_and_logits_at_supervised_positions_only_lose_nothing(tok, pair, distil):
+    """The loss and gradients of a batch equal those of the textbook way: padded rows, all logits (R, T, V), a mask."""
     student, teacher = (model.double() for model in pair)
     batch = batch_of(tok, [False, True, False], distil)
     short = gradients(student, teacher, batch, tok, "added")
     student.zero_grad()
     for rows, w in zip(batch, kd.token_weights(batch, "added", tok.ans_id)):
-        z, t = student(rows.ids).flatten(0, 1), teacher(rows.ids).flatten(0, 1)  # (B·T, V)
-        loss = kd.word_kd(z, t, 2.0) if rows.distil else kd.nll(z, rows.labels.flatten().clamp(min=0))
-        (loss * w.double().flatten() * (rows.labels.flatten() != IGNORE)).sum().backward()
+        ids = rows.packing.pad(rows.ids[:, None])[:, :, 0]  # (R, T)
+        z, t = (rows.packing.unpad(model(ids))[rows.supervised] for model in (student, teacher))  # (S, V)
+        loss = kd.word_kd(z, t, 2.0) if rows.distil else kd.nll(z, rows.labels)
+        (loss * w.double()).sum().backward()
     for name, p in student.named_parameters():
         assert (short[name] - p.grad).abs().max() <= 1e-12 * p.grad.abs().max(), name
 
@@ -206,15 +213,13 @@ def test_kd_and_nll_supervise_the_same_positions(tok, pair):
     for distil in (True, False):
         positions = set()
         for rows in batch_of(tok, [False] * 4, distil):
-            hidden = student.hidden(rows.ids).detach().requires_grad_()
+            hidden = student.hidden(rows.ids, rows.packing).detach().requires_grad_()
             fake = copy.copy(student)
-            fake.hidden = lambda ids, hidden=hidden: hidden
-            kd.rows_loss(fake, teacher, rows, torch.ones(rows.labels.shape), 2.0)[0].backward()
-            moved = hidden.grad.abs().sum(-1) > 0
-            assert torch.equal(moved, rows.labels != IGNORE)
-            positions |= {
-                (tuple(ids), t) for ids, m in zip(rows.ids.tolist(), moved) for t in m.nonzero()[:, 0].tolist()
-            }
+            fake.hidden = lambda ids, packing, hidden=hidden: hidden
+            kd.rows_loss(fake, kd.Teacher(teacher), rows, torch.ones(rows.labels.shape), 2.0)[0].backward()
+            moved = (hidden.grad.abs().sum(-1) > 0).nonzero()[:, 0]
+            assert torch.equal(moved, rows.supervised)
+            positions |= set(zip(rows.packing.at[moved].tolist(), rows.labels.tolist()))
         touched[distil] = positions
     assert touched[True] == touched[False]
 
@@ -224,9 +229,9 @@ def test_added_weighs_replay_by_its_parts_and_joint_by_its_tokens(tok):
     total = {}
     for rule in ("joint", "added"):
         for rows, w in zip(batch, kd.token_weights(batch, rule, tok.ans_id)):
-            for lm, old, row in zip(rows.lm[:, 0].tolist(), rows.replay[:, 0].tolist(), w):
+            for lm, old, weight in zip(rows.lm.tolist(), rows.replay.tolist(), w.tolist()):
                 key = rule, lm, old
-                total[key] = total.get(key, 0.0) + row.sum().item()
+                total[key] = total.get(key, 0.0) + weight
     for lm, scale in ((False, 1.0), (True, 0.25)):
         assert total["joint", lm, True] + total["joint", lm, False] == pytest.approx(scale)
         assert total["added", lm, True] == pytest.approx(scale) == total["added", lm, False]
@@ -235,8 +240,8 @@ def test_added_weighs_replay_by_its_parts_and_joint_by_its_tokens(tok):
 def test_ans_counts_five_times_as_a_target_of_nll_and_once_of_kd(tok):
     for distil in (False, True):
         (w,) = kd.token_weights(batch := batch_of(tok, [False], distil, micro_batch=1), "joint", tok.ans_id)
-        labels, w = batch[0].labels[batch[0].lm[:, 0]], w[batch[0].lm[:, 0]]
-        other = w[(labels != tok.ans_id) & (labels != IGNORE)]
+        labels, w = batch[0].labels[batch[0].lm], w[batch[0].lm]
+        other = w[labels != tok.ans_id]
         assert w[labels == tok.ans_id].item() == pytest.approx((1 if distil else 5) * other[0].item())
 
 
@@ -254,3 +259,25 @@ def test_half_precision_keeps_small_gradients_through_the_loss_scale(soft):
     exact = kd.FusedLoss.apply(h, W, w, targets, teacher and tuple(t.float() for t in teacher), 2.0, 1.0)[0]
     (wanted,) = torch.autograd.grad(exact, W)
     assert (scaled - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+def test_what_a_teacher_remembers_is_what_it_would_say_whoever_shares_the_batch(tok, pair):
+    student, model = (model.double() for model in pair)
+    teacher = kd.Teacher(model)
+    batch = batch_of(tok, [False] * 6)
+    fresh = [teacher.states(rows) for rows in batch]
+    teacher.remember(batch_of(tok, [False] * 6, micro_batch=1))
+    model.hidden = None  # it is not asked again
+    for rows, states in zip(batch, fresh):
+        torch.testing.assert_close(teacher.states(rows), states, rtol=1e-12, atol=1e-12)
+
+
+def test_a_weighted_fused_loss_has_the_weighted_gradient():
+    """The gradients are made in the forward: a factor that comes after it must not be lost."""
+    torch.manual_seed(0)
+    h, W = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
+    args = torch.rand(4), torch.randint(9, (4,)), None, 1.0, 1.0
+    once = torch.autograd.grad(kd.FusedLoss.apply(h, W, *args)[0], (h, W))
+    half = torch.autograd.grad(0.5 * kd.FusedLoss.apply(h, W, *args)[0], (h, W))
+    for a, b in zip(once, half):
+        torch.testing.assert_close(0.5 * a, b)

@@ -265,9 +265,9 @@ def test_mates_of_the_same_shape_change_no_bit():
     def logits(mate):
         ids = torch.tensor([list(range(9)), mate])
         cache = KVCache(model, 2, 12)
-        model.hidden(ids, cache)
+        model.hidden(ids, cache=cache)
         cache.length += torch.tensor([9, 6])
-        return model.head(model.hidden(torch.tensor([[3], [4]]), cache, used=10))[0]
+        return model.head(model.hidden(torch.tensor([[3], [4]]), cache=cache, used=10))[0]
 
     with torch.no_grad():
         assert torch.equal(logits([1, 2, 3, 4, 5, 6, 0, 0, 0]), logits([9, 8, 7, 6, 5, 4, 200, 200, 200]))

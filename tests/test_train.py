@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import data
 import eval as eval_file
+import kd
 import lamol
 import train
 from eval import rouge_scores
@@ -257,7 +258,9 @@ def test_methods_differ_by_what_they_learn_from(lab, spied):
         assert second["current"] == real and second["lm"] and second["rule"] == rule
         assert (first["teacher"] is not None) == soft == (second["teacher"] is not None)
         if soft:  # frozen
-            assert not second["teacher"].training and not any(p.requires_grad for p in second["teacher"].parameters())
+            assert not second["teacher"].model.training and not any(
+                p.requires_grad for p in second["teacher"].model.parameters()
+            )
     for options, soft, rule in ((["--kd", "seq"], False, "joint"), (["--kd", "seqsoft"], True, "added")):
         first, second = students(*options)
         assert second["current"] != real and len(second["current"]) == len(real)
@@ -284,7 +287,7 @@ def test_an_update_is_made_in_training_mode_with_the_options_that_were_given(lab
     rows_loss, token_weights = train.kd.rows_loss, train.kd.token_weights
 
     def loss(model, teacher, rows, w, temperature, scale):
-        asked["loss"].add((model.training, teacher.training if teacher else None, temperature))
+        asked["loss"].add((model.training, teacher.model.training if teacher else None, temperature))
         return rows_loss(model, teacher, rows, w, temperature, scale)
 
     def weigh(batch, rule, ans_id, ans_weight, lm_lambda):
@@ -598,3 +601,26 @@ def test_random_streams_are_apart():
     keys = [(s, m, t, p, e) for s in (0, 1) for m in (0, 1) for t in ("a", "b") for p in ("x", "y") for e in (1, 2)]
     assert len({rundir.seed_of(*key) for key in keys}) == len(keys)
     assert rundir.seed_of(0, 1, "woz", "student", 2) == rundir.seed_of(0, 1, "woz", "student", 2) < 2**63
+
+
+def test_a_teachers_cache_changes_rounding_alone_and_is_bounded(lab, monkeypatch):
+    """Filled in one pass if all of it fits; a byte less, and each epoch asks the teacher again."""
+    asked, remember = [], kd.Teacher.remember
+
+    def spy(teacher, batch):
+        remember(teacher, batch)
+        asked.append(sum(states.nbytes for states in teacher.known.values()))
+
+    monkeypatch.setattr(kd.Teacher, "remember", spy)
+    losses = {}
+    for cache in (10**9, 0):
+        folder = run(
+            lab, "--kd", "word", "--log-every", "1", "--runs-dir", f"{lab[5]}{cache}", "--teacher-cache", str(cache)
+        )
+        losses[cache] = [x["loss"] for x in rundir.read_jsonl(folder / "log.jsonl") if x["phase"] == "student"]
+    assert len(asked) == 2
+    assert losses[10**9] == pytest.approx(losses[0], rel=1e-4)
+    for cache, filled in ((asked[0], 1), (asked[0] - 1, 0)):
+        del asked[2:]
+        run(lab, "--kd", "word", "--runs-dir", f"{lab[5]}{cache}", "--teacher-cache", str(cache))
+        assert asked[2:3] == asked[:filled], cache
