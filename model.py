@@ -8,6 +8,7 @@ Letters in every file: B rows, T time, C embedding, V vocabulary, H heads, S cac
     python -c "from model import *; print(GPT(GPTConfig(n_layer=2)))"     the modules of a small one
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -34,6 +35,7 @@ PRETRAINED = {  # name -> (address, SHA-256 where one is published)
 }
 DEFAULT_CACHE = "~/.cache/l2kd"
 CACHE_BYTES, MAX_ROWS = 2**31, 256  # what the keys and values of one chunk of prompts may take; its rows
+PREFILL_TOKENS = 1024  # prompt tokens that go through the model at once
 PLAIN = {"model_type": "gpt2", "activation_function": "gelu_new", "n_inner": None, "scale_attn_weights": True}
 PLAIN |= {"scale_attn_by_inverse_layer_idx": False}  # a config.json that says otherwise is another model's
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored (in, out), used (out, in)
@@ -106,13 +108,30 @@ class KVCache:
         self.kv = torch.zeros(shape, dtype=dtype, device=model.device)
         self.length = torch.zeros(rows, dtype=torch.long, device=model.device)  # (B,)
 
-    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor, used: int):
-        """Write one token a row, k and v (B, H, 1, C/H); return all keys and values and the mask (B, 1, 1, used)."""
-        rows = torch.arange(len(self.length), device=k.device)
-        for kept, new in zip(self.kv[:, layer], (k, v)):
-            kept[rows, :, self.length] = new[:, :, 0]
-        visible = torch.arange(used, device=k.device) <= self.length[:, None]
-        return self.kv[0, layer][:, :, :used], self.kv[1, layer][:, :, :used], visible[:, None, None]
+    def fill(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Write whole prompts, k and v (B, H, T, C/H), padding included, from column 0 on."""
+        self.kv[0, layer, :, :, : k.size(2)], self.kv[1, layer, :, :, : v.size(2)] = k, v
+
+    def expect(self, used: int) -> None:
+        """Before the next token of each row: the columns in use once it is in, and those that it may see."""
+        self.used, self.rows = used, torch.arange(len(self.length), device=self.length.device)
+        self.visible = (torch.arange(used, device=self.length.device) <= self.length[:, None])[
+            :, None, None
+        ]  # (B, 1, 1, used)
+
+    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor):
+        """Write one token a row, k and v (B, H, 1, C/H); return all keys and values, (B, H, used, C/H)."""
+        self.kv[0, layer, self.rows, :, self.length], self.kv[1, layer, self.rows, :, self.length] = (
+            k[:, :, 0],
+            v[:, :, 0],
+        )
+        return self.kv[0, layer, :, :, : self.used], self.kv[1, layer, :, :, : self.used]
+
+    def part(self, rows: slice) -> "KVCache":
+        """Some of the rows, in the same memory."""
+        part = copy.copy(self)
+        part.kv, part.length = self.kv[:, :, rows], self.length[rows]
+        return part
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with `rows` (b,) alone, in their order; a row named twice becomes two."""
@@ -128,17 +147,17 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.n_head, self.dropout, self.layer = config.n_head, config.dropout, layer
 
-    def forward(self, x, packing: Packing | None = None, cache: KVCache | None = None, used: int = 0):
+    def forward(self, x, packing: Packing | None = None, cache: KVCache | None = None):
         """x (B, T, C) or packed (N, C), and the result like it; the rest as in GPT.hidden."""
         qkv = packing.pad(self.c_attn(x)) if packing else self.c_attn(x)
         (B, T, _), C = qkv.size(), x.size(-1)
         q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in qkv.split(C, dim=2))
-        if used:  # decoding: one new token a row against everything cached
-            k, v, visible = cache.append(self.layer, k, v, used)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        if cache is not None and packing is None:  # decoding: one new token a row against everything cached
+            k, v = cache.append(self.layer, k, v)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.visible)
         else:  # training, or prefill: padding stands on the right, where causal attention never looks
             if cache is not None:
-                cache.kv[0, self.layer, :, :, :T], cache.kv[1, self.layer, :, :, :T] = k, v
+                cache.fill(self.layer, k, v)
             p = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, H, T, C/H) -> (B, T, C)
@@ -170,8 +189,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x, packing=None, cache=None, used=0):
-        x = x + self.attn(self.ln_1(x), packing, cache, used)
+    def forward(self, x, packing=None, cache=None):
+        x = x + self.attn(self.ln_1(x), packing, cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -199,19 +218,22 @@ class GPT(nn.Module):
     def device(self):
         return self.wte.weight.device
 
-    def hidden(self, ids, packing: Packing | None = None, cache: KVCache | None = None, used: int = 0):
+    def hidden(self, ids, packing: Packing | None = None, cache: KVCache | None = None):
         """ids (B, T) -> final hidden states (B, T, C), after the last layer norm; or packed, (N,) -> (N, C).
 
-        With `used` = 0 a cache is filled from column 0 (prefill); otherwise T is 1, each row goes on where it stands,
-        and `used` is the number of cache columns in use after this token."""
+        Packed rows fill a cache from column 0 on (prefill). Without a packing T is 1, and each row goes on where it
+        stands in the cache, which has been told to `expect` that."""
         T = packing.shape[1] if packing else ids.size(1)
         if T > self.config.n_positions:
             raise ValueError(f"a sequence of {T} tokens is longer than the context of {self.config.n_positions}")
-        positions = cache.length[:, None] if used else packing.at % T if packing else torch.arange(T, device=ids.device)
+        if packing:
+            positions = packing.at % T
+        else:
+            positions = torch.arange(T, device=ids.device) if cache is None else cache.length[:, None]
         positions = positions.clamp(max=self.config.n_positions - 1)  # a finished row may wait at the context's end
         x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)
         for block in self.h:
-            x = block(x, packing, cache, used)
+            x = block(x, packing, cache)
         return self.ln_f(x)
 
     def head(self, hidden):
@@ -359,7 +381,7 @@ def top_k_filter(logits: torch.Tensor, k: int) -> torch.Tensor:
 def next_token(logits, u, top_k, temperature):
     """One token a row (B,) from logits (B, V): the likeliest, or the inverse of the CDF at u (B,) in [0, 1)."""
     if top_k is None:
-        return logits.argmax(dim=-1)
+        return logits.max(dim=-1).indices  # the first of equals, as argmax finds it, in less time
     logits = top_k_filter(logits, top_k)
     kept = int((logits > -math.inf).sum(dim=-1).max())  # more than k where there are ties
     values, ids = logits.topk(kept, dim=-1)  # (B, kept): the rest has probability 0
@@ -418,15 +440,20 @@ def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.
 
 
 def prefill(model, prompts, limits):
-    """All prompts in one forward pass: the hidden state of the last token of each (B, C), and the cache."""
-    packing = Packing.of([len(p) for p in prompts])
-    packing.at = packing.at.to(model.device)
-    length = torch.tensor([len(p) for p in prompts], device=model.device)
+    """The hidden state of the last token of each prompt (B, C), and the cache: some prompts in one forward pass, those
+    that fit into PREFILL_TOKENS, so that prompts of similar length share it and its memory is bounded."""
     cache = KVCache(model, len(prompts), max(len(p) + limit for p, limit in zip(prompts, limits)))
-    ids = torch.tensor([i for p in prompts for i in p], device=model.device)  # (N,)
-    hidden = model.hidden(ids, packing, cache)[length.cumsum(0) - 1]
-    cache.length += length
-    return hidden, cache
+    cache.length += torch.tensor([len(p) for p in prompts], device=model.device)
+    hidden, start = [], 0
+    for end in range(1, len(prompts) + 1):
+        if end == len(prompts) or sum(map(len, prompts[start : end + 1])) > PREFILL_TOKENS:
+            some, packing = prompts[start:end], Packing.of([len(p) for p in prompts[start:end]])
+            packing.at = packing.at.to(model.device)
+            ids = torch.tensor([i for p in some for i in p], device=model.device)  # (N,)
+            last = cache.length[start:end].cumsum(0) - 1
+            hidden.append(model.hidden(ids, packing, cache.part(slice(start, end)))[last])
+            start = end
+    return torch.cat(hidden), cache
 
 
 def decode(model, prompts, limits, stop_id, pick, u=None):
@@ -449,7 +476,8 @@ def decode(model, prompts, limits, stop_id, pick, u=None):
             keep = torch.tensor(going, device=model.device)
             cache.keep(keep)
             token, rows, going = token[keep], [rows[j] for j in going], list(range(len(going)))
-        hidden = model.hidden(token[:, None], cache=cache, used=used)[:, 0]
+        cache.expect(used)
+        hidden = model.hidden(token[:, None], cache=cache)[:, 0]
         cache.length[going] += 1
     return out
 
@@ -508,6 +536,7 @@ def decode_beams(model, prompts, limits, stop_id, beams):
         total, y, row = total[at].flatten(), y[at].flatten(0, 1), row[at].flatten()
         cache.keep(row)
         used = max(len(prompts[i]) for i in todo) + t  # cache columns in use once this token is in
-        hidden = model.hidden(y[:, -1:], cache=cache, used=used)[:, 0]
+        cache.expect(used)
+        hidden = model.hidden(y[:, -1:], cache=cache)[:, 0]
         cache.length += 1
     return [max(found)[1] for found in answers]

@@ -22,6 +22,7 @@ from model import (
     beam_search,
     generate,
     next_token,
+    prefill,
     top_k_filter,
 )
 
@@ -263,14 +264,26 @@ def test_mates_of_the_same_shape_change_no_bit():
     model = nano(grown=False).eval()
 
     def logits(mate):
-        ids = torch.tensor([list(range(9)), mate])
-        cache = KVCache(model, 2, 12)
-        model.hidden(ids, cache=cache)
-        cache.length += torch.tensor([9, 6])
-        return model.head(model.hidden(torch.tensor([[3], [4]]), cache=cache, used=10))[0]
+        prompts = [list(range(9)), mate]
+        hidden, cache = prefill(model, prompts, [3, 3])
+        cache.expect(used=10)
+        return model.head(hidden[0]), model.head(model.hidden(torch.tensor([[3], [4]]), cache=cache))[0]
 
     with torch.no_grad():
-        assert torch.equal(logits([1, 2, 3, 4, 5, 6, 0, 0, 0]), logits([9, 8, 7, 6, 5, 4, 200, 200, 200]))
+        one, other = logits([1, 2, 3, 4, 5, 6]), logits([9, 8, 7, 6, 5, 4])
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_prompts_of_several_prefills_share_one_cache(monkeypatch):
+    model, prompts = nano(grown=False).double().eval(), prompts_of([5, 30, 1, 7, 12])
+    with torch.no_grad():
+        whole, cache = prefill(model, prompts, [2] * 5)
+        for tokens in (1, 12, 36):
+            monkeypatch.setattr("model.PREFILL_TOKENS", tokens)
+            hidden, parts = prefill(model, prompts, [2] * 5)
+            torch.testing.assert_close(hidden, whole, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(parts.kv, cache.kv, rtol=1e-12, atol=1e-12)
+            assert torch.equal(parts.length, torch.tensor([5, 30, 1, 7, 12]))
 
 
 def test_the_stop_token_is_kept_and_ends_a_row_and_limits_are_one_a_prompt():
