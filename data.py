@@ -23,7 +23,7 @@ import torch
 
 from lab.prepare import DataError, prepare, read_task
 from lab.toy import GRAMMARS, SIZES, toy_rows
-from model import Packing
+from model import Packing, move
 
 IGNORE = -1  # a position that is not supervised
 SLOTS = 45  # GPT-2's 50,257 tokens + ANS + PAD + 45 task slots = 50,304
@@ -35,7 +35,8 @@ VOCABULARY = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/" 
 VOCABULARY_FILES = ("vocab.bpe", "encoder.json")
 NANO_VOCABULARY = Path(__file__).parent / "lab" / "assets" / "nano.tiktoken"  # made by lab/nano.py
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's cut into words
-GROUP_TOKENS, GROUP_SCORES = 4096, 4 * 1024**2  # what goes through the model at once; scores: of one head's attention
+GROUP_TOKENS = 4096  # that go through the model at once, with at most so many scores of one head's attention, ...
+GROUP_SCORES = {"cpu": 1024**2, "cuda": 4 * 1024**2}  # ... which a GPU need not keep
 
 
 @dataclass(frozen=True)
@@ -272,14 +273,9 @@ class Rows:
     ]  # each row's share of the S, by its example's number and whether it is the LM row
 
     def to(self, device) -> "Rows":
-        """On the device; to a GPU without waiting for it."""
-
-        def move(t):
-            return t.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else t.to(device)
-
-        packing = Packing(move(self.packing.at), self.packing.shape)
-        tensors = map(move, (self.supervised, self.labels, self.lm, self.replay))
-        return Rows(move(self.ids), packing, *tensors, self.distil, self.sizes)
+        """On the device."""
+        tensors = (move(t, device) for t in (self.supervised, self.labels, self.lm, self.replay))
+        return Rows(move(self.ids, device), self.packing.to(device), *tensors, self.distil, self.sizes)
 
 
 class Row(NamedTuple):
@@ -293,12 +289,13 @@ class Row(NamedTuple):
     key: tuple[int, bool]
 
 
-def make_batch(samples, indices, n_current, distil=False, lm=True, micro_batch=0) -> list[Rows]:
+def make_batch(samples, indices, n_current, distil=False, lm=True, micro_batch=0, kind="cpu") -> list[Rows]:
     """Both rows of each example (without `lm` the QA row only), in groups that go through the model at once.
 
     samples: list of Encoded, the `n_current` of the current task first; indices: who is in the batch. How rows are
     grouped changes no loss: normalisers are those of the whole batch. Current rows stand apart from replay rows if they
-    are to be distilled, so that the teacher sees no others. `micro_batch` bounds the examples in a group."""
+    are to be distilled, so that the teacher sees no others. `micro_batch` bounds the examples in a group, GROUP_TOKENS and
+    the GROUP_SCORES of this kind of device the rest."""
     rows = []
     for i in indices:
         example, replay = samples[i], i >= n_current
@@ -312,7 +309,7 @@ def make_batch(samples, indices, n_current, distil=False, lm=True, micro_batch=0
         if groups:
             first, n = groups[-1][0], len(groups[-1])  # the longest of its group
             fits = sum(len(r.ids) for r in groups[-1]) + len(row.ids) <= GROUP_TOKENS
-            fits = fits and (n + 1) * len(first.ids) ** 2 <= GROUP_SCORES
+            fits = fits and (n + 1) * len(first.ids) ** 2 <= GROUP_SCORES.get(kind, 1024**2)
             if row.distil == first.distil and n < most and fits:
                 groups[-1].append(row)
                 continue

@@ -35,6 +35,7 @@ PRETRAINED = {  # name -> (address, SHA-256 where one is published)
 }
 DEFAULT_CACHE = "~/.cache/l2kd"
 CACHE_BYTES, MAX_ROWS = 2**31, 256  # what the keys and values of one chunk of prompts may take; its rows
+BLOCK_ROWS = 8  # rows that share a block of attention, whatever their lengths
 PREFILL_TOKENS = 1024  # prompt tokens that go through the model at once
 PLAIN = {"model_type": "gpt2", "activation_function": "gelu_new", "n_inner": None, "scale_attn_weights": True}
 PLAIN |= {"scale_attn_by_inverse_layer_idx": False}  # a config.json that says otherwise is another model's
@@ -66,30 +67,50 @@ SIZES = {
 }
 
 
+def move(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device; a GPU is not waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 @dataclass
 class Packing:
-    """Rows of different lengths as N tokens one after another: padding exists inside attention alone.
+    """Rows of different lengths as N tokens one after another. Padding exists inside attention alone, and there is
+    little of it: neighbours of similar length form a block of R padded rows.
 
-    row 0    The dog .  ~
-    row 1    A   b   c  d       The dog . A b c d      at  0 1 2 4 5 6 7      shape  (2, 4)
+        row 0    The dog .  ~
+        row 1    A   b   c  d       The dog . A b c d      position  0 1 2 0 1 2 3
+                                                           at        0 1 2 4 5 6 7      block  (7 tokens, R = 2, T = 4)
     """
 
-    at: torch.Tensor  # (N,): the place of each token among the R · T of the padded rows
-    shape: tuple[int, int]  # (R, T)
+    position: torch.Tensor  # (N,): of each token in its row
+    at: torch.Tensor  # (N,): its place among the R · T of its block
+    blocks: list[tuple[int, int, int]]  # tokens, rows R, time T
 
     @classmethod
     def of(cls, lengths: list[int]) -> "Packing":
         """The packing of rows of these lengths, on the CPU."""
-        T = max(lengths)
-        return cls(torch.cat([torch.arange(n) + i * T for i, n in enumerate(lengths)]), (len(lengths), T))
+        groups = []
+        for n in lengths:
+            if groups and (len(groups[-1]) < BLOCK_ROWS or 0.75 <= n / groups[-1][0] <= 1 / 0.75):
+                groups[-1].append(n)
+            else:
+                groups.append([n])
+        position = torch.cat([torch.arange(n) for n in lengths])
+        first = [i * max(group) for group in groups for i in range(len(group))]  # the place of each row
+        at = position + torch.tensor(first).repeat_interleave(torch.tensor(lengths))
+        return cls(position, at, [(sum(group), len(group), max(group)) for group in groups])
 
-    def pad(self, x):
-        """(N, D) -> (R, T, D), zeros between the rows."""
-        return x.new_zeros(math.prod(self.shape), x.size(1)).index_copy(0, self.at, x).view(*self.shape, -1)
+    def to(self, device: torch.device) -> "Packing":
+        return Packing(move(self.position, device), move(self.at, device), self.blocks)
 
-    def unpad(self, x):
-        """(R, T, D) -> (N, D)"""
-        return x.flatten(0, 1).index_select(0, self.at)
+    def each(self, function, x):
+        """The function of each block of x (N, D), as (R, T, D) padded with zeros, and of its rows -> packed again."""
+        out, rows, sizes = [], 0, [n for n, _, _ in self.blocks]
+        for part, at, (_, R, T) in zip(x.split(sizes), self.at.split(sizes), self.blocks):
+            padded = part.new_zeros(R * T, part.size(1)).index_copy(0, at, part).view(R, T, -1)
+            out.append(function(padded, slice(rows, rows + R)).flatten(0, 1).index_select(0, at))
+            rows += R
+        return torch.cat(out)
 
 
 class KVCache:
@@ -149,20 +170,26 @@ class Attention(nn.Module):
 
     def forward(self, x, packing: Packing | None = None, cache: KVCache | None = None):
         """x (B, T, C) or packed (N, C), and the result like it; the rest as in GPT.hidden."""
-        qkv = packing.pad(self.c_attn(x)) if packing else self.c_attn(x)
-        (B, T, _), C = qkv.size(), x.size(-1)
-        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in qkv.split(C, dim=2))
-        if cache is not None and packing is None:  # decoding: one new token a row against everything cached
+        qkv = self.c_attn(x)
+        if packing:
+            y = packing.each(lambda z, rows: self.attend(z, fill=cache and cache.part(rows)), qkv)
+        else:
+            y = self.attend(qkv, cache)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+    def attend(self, qkv, cache: KVCache | None = None, fill: KVCache | None = None):
+        """(B, T, 3C) -> (B, T, C): whole rows, kept in the cache to `fill`; or one token a row, against its cache."""
+        B, T, _ = qkv.size()
+        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in qkv.chunk(3, dim=2))  # (B, H, T, C/H)
+        if cache:
             k, v = cache.append(self.layer, k, v)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.visible)
-        else:  # training, or prefill: padding stands on the right, where causal attention never looks
-            if cache is not None:
-                cache.fill(self.layer, k, v)
+        else:  # padding stands on the right, where causal attention never looks
+            if fill:
+                fill.fill(self.layer, k, v)
             p = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
-        y = y.transpose(1, 2).reshape(B, T, C)  # (B, H, T, C/H) -> (B, T, C)
-        y = packing.unpad(y) if packing else y
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
+        return y.transpose(1, 2).reshape(B, T, -1)
 
 
 class MLP(nn.Module):
@@ -223,11 +250,11 @@ class GPT(nn.Module):
 
         Packed rows fill a cache from column 0 on (prefill). Without a packing T is 1, and each row goes on where it
         stands in the cache, which has been told to `expect` that."""
-        T = packing.shape[1] if packing else ids.size(1)
+        T = max(T for _, _, T in packing.blocks) if packing else ids.size(1)
         if T > self.config.n_positions:
             raise ValueError(f"a sequence of {T} tokens is longer than the context of {self.config.n_positions}")
         if packing:
-            positions = packing.at % T
+            positions = packing.position
         else:
             positions = torch.arange(T, device=ids.device) if cache is None else cache.length[:, None]
         positions = positions.clamp(max=self.config.n_positions - 1)  # a finished row may wait at the context's end
@@ -411,6 +438,7 @@ def cut(model, prompts, max_new_tokens, beams=1):
     return limits, chunks
 
 
+@torch.compiler.set_stance("force_eager")  # blocks that were compiled for training: here each step has another shape
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.0, generator=None):
     """Continue every prompt until `stop_id` (kept) or `max_new_tokens` (an int, or one a prompt).
@@ -447,8 +475,7 @@ def prefill(model, prompts, limits):
     hidden, start = [], 0
     for end in range(1, len(prompts) + 1):
         if end == len(prompts) or sum(map(len, prompts[start : end + 1])) > PREFILL_TOKENS:
-            some, packing = prompts[start:end], Packing.of([len(p) for p in prompts[start:end]])
-            packing.at = packing.at.to(model.device)
+            some, packing = prompts[start:end], Packing.of([len(p) for p in prompts[start:end]]).to(model.device)
             ids = torch.tensor([i for p in some for i in p], device=model.device)  # (N,)
             last = cache.length[start:end].cumsum(0) - 1
             hidden.append(model.hidden(ids, packing, cache.part(slice(start, end)))[last])
@@ -482,6 +509,7 @@ def decode(model, prompts, limits, stop_id, pick, u=None):
     return out
 
 
+@torch.compiler.set_stance("force_eager")  # blocks that were compiled for training: here each step has another shape
 @torch.no_grad()
 def beam_search(model, prompts, max_new_tokens, stop_id, beams):
     """The best continuation found with `beams` beams: Section 2.2, the teacher's "beam search output" in Seq-KD.

@@ -71,6 +71,9 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
     o, samples, n = run.o, current + replay, len(current) + len(replay)
     epochs, optimizer = epochs or o.epochs, optimizer_of(model, o)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
+    if o.compile:
+        for block in model.h:  # alike, so one is compiled, for rows of any number and length
+            block.compile(dynamic=True)
     seen = 0  # samples of this task, which the schedule counts in
     for epoch in range(1, epochs + 1):
         model.train()
@@ -81,7 +84,7 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
         log = TrainingLog(run, name, phase, epoch, bar)
         for step, indices in enumerate(bar, 1):
             # ------------------------------------------------------------ one update (Alg. 1, lines 5 and 9)
-            batch = make_batch(samples, indices, len(current), teacher is not None, lm, o.micro_batch)
+            batch = make_batch(samples, indices, len(current), teacher is not None, lm, o.micro_batch, run.device.type)
             weights = kd.token_weights(batch, run.rule, run.tokenizer.ans_id, o.ans_weight, o.lm_lambda)
             lr = learning_rate(seen, n, epochs, o.lr, o.warmup_ratio)
             scale = scaler.get_scale()  # the fused loss takes its gradients in the forward: they are scaled there
@@ -151,7 +154,7 @@ def soft_targets(run, teacher, current) -> kd.Teacher:
     soft = kd.Teacher(teacher)
     tokens = sum(label != IGNORE for x in current for label in (*x.qa_labels, *x.lm_labels))
     if tokens * teacher.config.n_embd * run.dtype.itemsize <= run.o.teacher_cache:
-        batch = make_batch(current, range(len(current)), len(current), distil=True)
+        batch = make_batch(current, range(len(current)), len(current), distil=True, kind=run.device.type)
         with run.autocast():
             soft.remember(rows.to(run.device) for rows in batch)
     return soft

@@ -72,6 +72,9 @@ class Options:
     )
     device: str = option("auto", "auto (CUDA, then CPU), cpu, cuda, mps")
     dtype: str = option("auto", "computation", ("auto", "float32", "bfloat16", "float16"))
+    compile: bool = option(
+        False, "compile the blocks for training (torch.compile): slow first updates, then faster ones"
+    )
     data_dir: str = option("~/.cache/l2kd/raw", "raw files, as the public releases name them; downloaded if missing")
     cache_dir: str = option(DEFAULT_CACHE, "prepared data and downloaded weights")
     runs_dir: str = option("runs", "where the run's directory is made")
@@ -86,6 +89,7 @@ UNNAMED = {
     "dtype",
     "micro_batch",
     "teacher_cache",
+    "compile",
     "data_dir",
     "cache_dir",
     "runs_dir",

@@ -6,7 +6,9 @@ A `Run` holds no training state, so every phase of a run is a function of it and
 import copy
 import hashlib
 import math
+import os
 import platform
+import shutil
 import textwrap
 import time
 from dataclasses import asdict
@@ -31,6 +33,8 @@ class Run:
         self.o, self.began = o, time.time()
         self.teacher_times, self.teacher_time_here = [], 0.0  # seconds that each took, and those made here together
         self.device, self.dtype, why = choose_device(o.device, o.dtype)
+        if o.compile and not shutil.which(os.environ.get("CXX", "g++")):
+            raise RunError("--compile: needs a C++ compiler; install g++, or name one in the variable CXX")
         self.pretrained, self.tokenizer = pretrained(o)
         self.tasks = [load_task(entry, o.data_dir, o.cache_dir, o.limit) for entry in o.order.split(",")]
         self.slots = {task.name: self.tokenizer.add_task(task.name) for task in self.tasks}
@@ -190,7 +194,7 @@ class TrainingLog:
     def add(self, parts, rows):
         self.losses = [total + part for total, part in zip(self.losses, parts)]
         self.tokens += rows.ids.numel()
-        self.padded += math.prod(rows.packing.shape)  # what attention sees; all else has no padding
+        self.padded += sum(R * T for _, R, T in rows.packing.blocks)  # what attention sees; all else has no padding
 
     def write(self, step, lr):
         """Raises RunError when the loss is no number."""

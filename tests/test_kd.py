@@ -1,10 +1,12 @@
 """The losses, against the released code's numbers and against themselves. python -m pytest tests/test_kd.py"""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
 from conftest import nano
+from torch.nn.utils.rnn import pad_sequence
 
 import kd
 from data import IGNORE, Rows, encode_parts, make_batch
@@ -188,8 +190,11 @@ def test_packed_rows_and_logits_at_supervised_positions_only_lose_nothing(tok, p
     short = gradients(student, teacher, batch, tok, "added")
     student.zero_grad()
     for rows, w in zip(batch, kd.token_weights(batch, "added", tok.ans_id)):
-        ids = rows.packing.pad(rows.ids[:, None])[:, :, 0]  # (R, T)
-        z, t = (rows.packing.unpad(model(ids))[rows.supervised] for model in (student, teacher))  # (S, V)
+        starts = (rows.packing.position == 0).nonzero()[:, 0].tolist()
+        parts = [rows.ids[a:b] for a, b in pairwise([*starts, len(rows.ids)])]
+        ids = pad_sequence(parts, batch_first=True, padding_value=tok.pad_id)  # (R, T)
+        real = torch.arange(ids.size(1)) < torch.tensor([len(part) for part in parts])[:, None]
+        z, t = (model(ids)[real][rows.supervised] for model in (student, teacher))  # (S, V)
         loss = kd.word_kd(z, t, 2.0) if rows.distil else kd.nll(z, rows.labels)
         (loss * w.double()).sum().backward()
     for name, p in student.named_parameters():
@@ -219,7 +224,7 @@ def test_kd_and_nll_supervise_the_same_positions(tok, pair):
             kd.rows_loss(fake, kd.Teacher(teacher), rows, torch.ones(rows.labels.shape), 2.0)[0].backward()
             moved = (hidden.grad.abs().sum(-1) > 0).nonzero()[:, 0]
             assert torch.equal(moved, rows.supervised)
-            positions |= set(zip(rows.packing.at[moved].tolist(), rows.labels.tolist()))
+            positions |= set(zip(rows.packing.position[moved].tolist(), rows.labels.tolist()))
         touched[distil] = positions
     assert touched[True] == touched[False]
 
@@ -262,7 +267,7 @@ def test_half_precision_keeps_small_gradients_through_the_loss_scale(soft):
 
 
 def test_what_a_teacher_remembers_is_what_it_would_say_whoever_shares_the_batch(tok, pair):
-    student, model = (model.double() for model in pair)
+    model = pair[1].double()
     teacher = kd.Teacher(model)
     batch = batch_of(tok, [False] * 6)
     fresh = [teacher.states(rows) for rows in batch]

@@ -2,15 +2,19 @@
 
 python -m pytest tests/test_train.py"""
 
+import contextlib
+import copy
 import dataclasses
 import json
 import shutil
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import nano
 from safetensors.torch import load_file, save_file
 
 import data
@@ -21,7 +25,7 @@ import train
 from eval import rouge_scores
 from lab import run as lab_run
 from lab import rundir
-from lab.options import TEACHER_KEY, UNNAMED, Options, resolve
+from lab.options import TEACHER_KEY, UNNAMED, Options, parse, resolve
 from lab.run import NANO
 from model import GPT, GPTConfig
 
@@ -624,3 +628,73 @@ def test_a_teachers_cache_changes_rounding_alone_and_is_bounded(lab, monkeypatch
         del asked[2:]
         run(lab, "--kd", "word", "--runs-dir", f"{lab[5]}{cache}", "--teacher-cache", str(cache))
         assert asked[2:3] == asked[:filled], cache
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_fifty_updates_have_the_losses_of_the_plain_way(tmp_path, soft):
+    """Padded rows, all logits, losses as the paper writes them, the slow AdamW: the same numbers to 1e-5."""
+    options = ["--order", "toy.woz,toy.ag", "--log-every", "1", "--epochs", "5", "--kd", "word" if soft else "none"]
+    o, tok, rule = parse(options), data.Tokenizer.nano(), "added" if soft else "joint"
+    run = SimpleNamespace(o=o, device=torch.device("cpu"), dtype=torch.float32, tokenizer=tok, dir=tmp_path, rule=rule)
+    run.autocast = contextlib.nullcontext
+    current, replay = (
+        data.encode_task(data.load_task(name, "", "", limit=n), tok, 256)
+        for name, n in (("toy.woz", 60), ("toy.ag", 20))
+    )
+    student, teacher = nano(), train.frozen(run, nano(noise=0.02))
+    for module in student.modules():
+        module.dropout = 0.0
+    student.config.dropout = 0.0
+    plain = copy.deepcopy(student)
+    asked = train.soft_targets(run, teacher, current) if soft else None
+    train.learn(run, student, current, replay, 1, "toy.woz", teacher=asked)
+    losses = [line["loss"] for line in lines(tmp_path / "log.jsonl")]
+
+    samples, wanted, seen = current + replay, [], 0
+    matrices, vectors = ([p for p in plain.parameters() if (p.dim() >= 2) == big] for big in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, eps=o.adam_epsilon, foreach=False, fused=False)
+    for epoch in range(1, o.epochs + 1):
+        order = rundir.stream(o.seed, 1, "toy.woz", "student batches", epoch)
+        for indices in data.plan_epoch(len(current), len(replay), o.batch_size, "shuffled", order):
+            for group in optimizer.param_groups:
+                group["lr"] = train.learning_rate(seen, len(samples), o.epochs, o.lr, o.warmup_ratio)
+            total = 0.0
+            for stream, weight in (("qa", 1.0), ("lm", o.lm_lambda)):
+                sums, counts = [0.0, 0.0], [0.0, 0.0]  # of current and of replay samples
+                for i in indices:
+                    ids, labels = (torch.tensor(getattr(samples[i], f"{stream}_{x}")) for x in ("ids", "labels"))
+                    at, distil = labels != data.IGNORE, soft and i < len(current)
+                    padded = torch.cat([ids, torch.full((5,), tok.pad_id)])[None]
+                    z, y = plain(padded)[0, : len(ids)][at], labels[at]
+                    if distil:
+                        p, q = (torch.softmax(logits / 2, -1) for logits in (teacher(padded)[0, : len(ids)][at], z))
+                        loss, w = 4 * (p * (p.log() - q.log())).sum(-1), torch.ones(len(y))
+                    else:
+                        loss, w = -z.log_softmax(-1)[range(len(y)), y], 1.0 + 4.0 * (y == tok.ans_id)
+                    sums[i >= len(current)] += (w * loss).sum()
+                    counts[i >= len(current)] += w.sum()
+                if rule == "joint":
+                    sums, counts = [sum(sums)], [sum(counts)]
+                total = total + weight * sum(s / n for s, n in zip(sums, counts) if n)
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            wanted.append(total.item())
+            seen += len(indices)
+    assert len(wanted) == 50 and wanted[-1] < 0.7 * wanted[0]
+    assert losses == pytest.approx(wanted, rel=1e-5)
+
+
+def test_compiled_blocks_learn_the_same(lab, monkeypatch, capsys):
+    if not shutil.which("g++"):
+        pytest.skip("needs g++")
+    losses = []
+    for more in ([], ["--compile"]):
+        folder = run(lab, "--kd", "none", "--log-every", "1", "--runs-dir", f"{lab[5]}{len(more)}", *more)
+        losses.append([line["loss"] for line in lines(folder / "log.jsonl")][:2])
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)  # other dropout masks
+    monkeypatch.setenv("CXX", "no-compiler")
+    assert train.main([*lab, "--compile", "--seed", "1"]) == 1
+    assert "--compile: needs a C++ compiler" in capsys.readouterr().err
