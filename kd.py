@@ -22,12 +22,12 @@ def at_least_float32(logits):
 
 
 def nll(logits, targets):
-    """Section 2.2, L_NLL: -log P(x_t | x_<t). logits (N, V), targets (N,) -> (N,), in nats."""
+    """Section 2.2, L_NLL: -log P(x_t | x_<t). logits (S, V), targets (S,) -> (S,), in nats."""
     return F.cross_entropy(at_least_float32(logits), targets, reduction="none")
 
 
 def word_kd(student_logits, teacher_logits, temperature):
-    """Section 2.2, L_Word-KD: how far the student's next word is from the teacher's. Logits (N, V) -> (N,), in nats.
+    """Section 2.2, L_Word-KD: how far the student's next word is from the teacher's. Logits (S, V) -> (S,), in nats.
 
         T^2 · KL(p_teacher ‖ p_student),   p = softmax(logits / T)
 

@@ -3,7 +3,8 @@
 The model of Section 3.1 (Radford et al. 2019): pre-norm blocks, tanh GELU, learned positions, a head tied to the
 token embedding. Parameters carry OpenAI's names, so weights load by name.
 
-Letters in every file: B rows, T time, C embedding, V vocabulary, H heads, S cache columns, N supervised tokens.
+Letters in every file: B rows, T time, C embedding, V vocabulary, H heads, N tokens one after another, S
+supervised ones (in the cache: columns).
 
     python -c "from model import *; print(GPT(GPTConfig(n_layer=2)))"     the modules of a small one
 """

@@ -36,7 +36,7 @@ from lab import rundir
 from lab.options import TEACHER_KEY, Options, parse
 from lab.run import Run, TrainingLog
 from lab.rundir import RunError, seed_of, stream
-from model import GPT, ModelFileError
+from model import GPT, ModelFileError, move
 
 # ---------------------------------------------------------------------- training
 
@@ -91,7 +91,7 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
             for rows, w in zip(batch, weights):
                 rows = rows.to(run.device)
                 with run.autocast():
-                    loss, *parts = kd.rows_loss(model, teacher, rows, w.to(run.device), o.temperature, scale)
+                    loss, *parts = kd.rows_loss(model, teacher, rows, move(w, run.device), o.temperature, scale)
                 scaler.scale(loss).backward()
                 log.add(parts, rows)
             scaler.unscale_(optimizer)
