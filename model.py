@@ -410,9 +410,11 @@ def next_token(logits, u, top_k, temperature):
     """One token a row (B,) from logits (B, V): the likeliest, or the inverse of the CDF at u (B,) in [0, 1)."""
     if top_k is None:
         return logits.max(dim=-1).indices  # the first of equals, as argmax finds it, in less time
-    logits = top_k_filter(logits, top_k)
-    kept = int((logits > -math.inf).sum(dim=-1).max())  # more than k where there are ties
-    values, ids = logits.topk(kept, dim=-1)  # (B, kept): the rest has probability 0
+    k = top_k if 0 < top_k < logits.size(-1) else logits.size(-1)
+    values, ids = logits.topk(k)  # (B, k): the rest has probability 0 ...
+    kept = int((logits >= values[:, -1:]).sum(dim=-1).max())
+    if kept > k:  # ... but for ties with the k-th
+        values, ids = top_k_filter(logits, k).topk(kept)
     # in double precision on the CPU, so that one random number means one token wherever the logits come from
     cdf = (values.cpu().double() / temperature).softmax(dim=-1).cumsum(dim=-1)
     j = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).clamp(max=cdf.size(-1) - 1)
