@@ -294,8 +294,8 @@ def make_batch(samples, indices, n_current, distil=False, lm=True, micro_batch=0
 
     samples: list of Encoded, the `n_current` of the current task first; indices: who is in the batch. How rows are
     grouped changes no loss: normalisers are those of the whole batch. Current rows stand apart from replay rows if they
-    are to be distilled, so that the teacher sees no others. `micro_batch` bounds the examples in a group, and
-    GROUP_TOKENS and GROUP_SCORES its tokens; kind: of device."""
+    are to be distilled, so that the teacher sees no others. `micro_batch` bounds the rows of a group, to those of so
+    many examples, GROUP_TOKENS and GROUP_SCORES its tokens; kind: of device."""
     rows = []
     for i in indices:
         example, replay = samples[i], i >= n_current

@@ -85,7 +85,8 @@ class FusedLoss(torch.autograd.Function):
         h, W = hidden.to(dtype), weight.to(dtype)  # (S, C), (V, C), cast once
         grad_h, grad_W = torch.empty_like(h), torch.zeros_like(W)
         losses = token_weights.new_empty(S, dtype=torch.promote_types(dtype, torch.float32))
-        log_p, log_p_teacher, p_teacher = (losses.new_empty(chunk, V) for _ in range(3))
+        log_p = losses.new_empty(chunk, V)
+        log_p_teacher, p_teacher = (torch.empty_like(log_p) for _ in range(2)) if teacher else (None, None)
         buffer = h.new_empty(chunk, V)  # what the matrix products read and write, in the compute dtype
         T = temperature if teacher else 1.0
         with torch.autocast(kind, enabled=False):
@@ -113,7 +114,7 @@ class FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         factor, grads = grad / ctx.loss_scale, ctx.saved_tensors  # they carry the loss scale already
-        if factor.is_cuda or factor != 1:  # to ask a GPU would mean to wait for it
+        if factor.device.type != "cpu" or factor != 1:  # to ask a GPU would mean to wait for it
             grads = (g * factor for g in grads)
         return *(g.to(dtype) for g, dtype in zip(grads, ctx.dtypes)), None, None, None, None, None
 

@@ -104,6 +104,7 @@ class Packing:
     def to(self, device: torch.device) -> "Packing":
         return Packing(move(self.position, device), move(self.at, device), self.blocks)
 
+    @torch.compiler.disable  # the number of blocks changes from batch to batch
     def each(self, function, x):
         """The function of each block of x (N, D), as (R, T, D) padded with zeros, and of its rows -> packed again."""
         out, rows, sizes = [], 0, [n for n, _, _ in self.blocks]
@@ -249,8 +250,8 @@ class GPT(nn.Module):
     def hidden(self, ids, packing: Packing | None = None, cache: KVCache | None = None):
         """ids (B, T) -> final hidden states (B, T, C), after the last layer norm; or packed, (N,) -> (N, C).
 
-        Packed rows fill a cache from column 0 on (prefill). Without a packing T is 1, and each row goes on where it
-        stands in the cache, which has been told to `expect` that."""
+        Packed rows fill a cache from column 0 on (prefill). With a cache but no packing T is 1, and each row
+        goes on where it stands in the cache, which has been told to `expect` that."""
         T = max(T for _, _, T in packing.blocks) if packing else ids.size(1)
         if T > self.config.n_positions:
             raise ValueError(f"a sequence of {T} tokens is longer than the context of {self.config.n_positions}")

@@ -72,7 +72,7 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
     epochs, optimizer = epochs or o.epochs, optimizer_of(model, o)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
     if o.compile:
-        for block in model.h:  # alike, so one is compiled, for rows of any number and length
+        for block in model.h:
             block.compile(dynamic=True)
     seen = 0  # samples of this task, which the schedule counts in
     for epoch in range(1, epochs + 1):
@@ -214,14 +214,15 @@ def lifelong(run):
     run.score(student, run.tasks, 0, 0)
     for m, task in enumerate(run.tasks, 1):
         folder = run.dir / f"{m}-{task.name}"
-        current, replay, teacher = run.encoded[task.name], [], None
+        current, replay, teacher, soft = run.encoded[task.name], [], None, None  # the last task's teacher goes
         if o.kd != "none":
             teacher = frozen(run, get_teacher(run, task))  # Alg. 1, line 1
         if o.method == "lamol":
             replay = replay_samples(run, student, run.tasks[: m - 1], len(current), m, folder)  # Alg. 1, line 2
         if o.kd in ("seq", "seqsoft"):
             current = teacher_answers(run, teacher, task, folder)
-        soft = soft_targets(run, teacher, current) if o.kd in ("word", "seqsoft") else None
+        if o.kd in ("word", "seqsoft"):
+            soft = soft_targets(run, teacher, current)
         curve = partial(run.score, student, run.tasks, m) if o.eval_every_epoch else None
         learn(  # Alg. 1, lines 3-11
             run, student, current, replay, m, task.name, teacher=soft, lm=o.method != "finetune", after_epoch=curve

@@ -21,10 +21,10 @@ Parts   step      a training step of 124M on WOZ turns, batch 32: LAMOL (NLL) an
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -38,9 +38,9 @@ import torch
 import torch.nn.functional as F
 
 import train
-from data import IGNORE, DataError, Tokenizer, encode_parts, encode_task, load_task
+from data import IGNORE, DataError, Tokenizer, encode_parts, encode_task, load_task, plan_epoch
 from lab.options import choose_device, parse
-from lab.rundir import RunError, write_json, write_jsonl
+from lab.rundir import RunError, stream, write_json, write_jsonl
 from model import GPT, GPTConfig, ModelFileError, generate
 
 PARTS = ("step", "long", "generate", "nano", "method", "growth")
@@ -65,9 +65,12 @@ def hugging_face(model: GPT, device):
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    fast = {"attn_implementation": "sdpa", "activation_function": "gelu_pytorch_tanh"}  # the same GELU, in one kernel
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return GPT2LMHeadModel.from_pretrained(folder, attn_implementation="sdpa").to(device)
+        found = GPT2LMHeadModel.from_pretrained(folder, **fast).to(device)
+    found.generation_config.eos_token_id = None  # rows end where the case says
+    return found
 
 
 def examples_of(case, n) -> list:
@@ -111,20 +114,37 @@ def clock(device) -> float:
 
 
 def memory(device) -> int:
-    """Peak bytes of this process: of the GPU's memory, or resident."""
+    """Peak bytes of this process since `forget`: of the GPU's memory, or resident (Linux counts it)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return status("VmHWM")
 
 
-def bytes_of(model, copies=1) -> int:
-    """Of the parameters; 4 copies: with their gradients and the optimizer's two moments."""
-    return copies * sum(p.numel() * p.element_size() for p in model.parameters())
+def status(name) -> int:
+    """Bytes, of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def forget(device) -> int:
+    """Start the peak anew, with what is held now, models among it: the bytes of that."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return status("VmRSS")
+
+
+def bytes_of(model) -> int:
+    """Of the parameters."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def flops_of(case, examples) -> float:
     """What an epoch over the examples needs: 2 operations a parameter and token forward, 4 backward; the head at
-    supervised tokens alone; forward only for a teacher. Products inside attention are left out."""
+    supervised tokens alone; forward only for a teacher, in each epoch, also where its states are kept. Products inside
+    attention are left out."""
     shape, rows = case["shape"], [row for x in examples for row in ((x.qa_ids, x.qa_labels), (x.lm_ids, x.lm_labels))]
     tokens, supervised = sum(len(ids) for ids, _ in rows), sum(y != IGNORE for _, labels in rows for y in labels)
     blocks = 12 * shape["n_layer"] * shape["n_embd"] ** 2
@@ -151,12 +171,13 @@ def step_ours(case, device, dtype) -> dict:
     for the epochs that use them."""
     examples = examples_of(case, case["batch"] * case["steps"])
     with tempfile.TemporaryDirectory() as folder:
-        run, before = lab_of(case, device, dtype, folder), memory(device)
+        run = lab_of(case, device, dtype, folder)
         student, teacher, filled = model_of(case).to(device), None, 0.0
-        state = bytes_of(student, copies=4)
         if case["kd"] == "word":
             teacher = train.frozen(run, model_of(case, 1).to(device))
-            state += bytes_of(teacher)
+        held = forget(device)
+        if teacher:
+            train.soft_targets(run, teacher, examples[: case["batch"]])  # warm-up
             began = clock(device)
             teacher = train.soft_targets(run, teacher, examples)
             filled = (clock(device) - began) / EPOCHS
@@ -173,17 +194,16 @@ def step_ours(case, device, dtype) -> dict:
             after_epoch=lambda _: times.append(clock(device)),
         )
         seconds = clock(device) - times[0] + filled
-    return measured(case, examples, seconds, memory(device), before, state)
+    return measured(case, examples, seconds, memory(device), held, student)
 
 
 def step_usual(case, device, dtype) -> dict:
     """transformers, two padded forwards a batch, all logits; the loss of the supervised ones."""
-    examples, pad, before = examples_of(case, case["batch"] * case["steps"]), 0, memory(device)
-    student = hugging_face(model_of(case), device).train()
-    state, teacher = bytes_of(student, copies=4), None
+    examples, pad = examples_of(case, case["batch"] * case["steps"]), 0
+    student, teacher = hugging_face(model_of(case), device).train(), None
     if case["kd"] == "word":
-        teacher = hugging_face(model_of(case, 1), device).eval()
-        state += bytes_of(teacher)
+        teacher = hugging_face(model_of(case, 1), device).eval().requires_grad_(False).to(dtype)
+    held = forget(device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=6.25e-5, eps=1e-4, weight_decay=0.01, fused=True)
 
     def loss_of(rows, labels, T=2.0):
@@ -208,21 +228,24 @@ def step_usual(case, device, dtype) -> dict:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    batches = [examples[i : i + case["batch"]] for i in range(0, len(examples), case["batch"])]
-    update(batches[0])
+    plan = plan_epoch(len(examples), 0, case["batch"], "shuffled", stream(0, 1, "woz", "student batches", 2))  # as ours
+    batches = [[examples[i] for i in indices] for indices in plan]
+    for batch in batches:  # warm-up, as ours
+        update(batch)
     began = clock(device)
     for batch in batches:
         update(batch)
     seconds = clock(device) - began
     padded = sum(len(b) * (max(len(x.qa_ids) for x in b) + max(len(x.lm_ids) for x in b)) for b in batches)
     padding = 1 - sum(len(x.qa_ids) + len(x.lm_ids) for x in examples) / padded
-    return measured(case, examples, seconds, memory(device), before, state) | {"padding": padding}
+    return measured(case, examples, seconds, memory(device), held, student) | {"padding": padding}
 
 
-def measured(case, examples, seconds, peak, before, state) -> dict:
-    """rate: examples/s; bytes in all and above what was there before and the state; FLOP/s."""
-    flops = flops_of(case, examples) / seconds
-    return {"rate": len(examples) / seconds, "peak": peak, "above": peak - before - state, "flops": flops}
+def measured(case, examples, seconds, peak, held, student) -> dict:
+    """rate: examples/s; bytes in all, and above the state: what was held before the first update, the gradients and
+    the optimizer's two moments; FLOP/s."""
+    above = peak - held - 3 * bytes_of(student)
+    return {"rate": len(examples) / seconds, "peak": peak, "above": above, "flops": flops_of(case, examples) / seconds}
 
 
 # ---------------------------------------------------------------------- generation
@@ -231,13 +254,14 @@ def measured(case, examples, seconds, peak, before, state) -> dict:
 def generate_ours(case, device, dtype) -> dict:
     """`model.generate`; rate: tokens/s, of each row up to its end."""
     prompts, new = prompts_of(case)
-    before, model = memory(device), model_of(case).to(device)
+    model = model_of(case).to(device)
+    held = forget(device)
     with autocast(device, dtype):
         generate(model, prompts[:2], 2, case["stop"], top_k=case["top_k"])
         began = clock(device)
         out = generate(model, prompts, new, case["stop"], case["top_k"], generator=torch.Generator().manual_seed(0))
         seconds = clock(device) - began
-    return generated(sum(map(len, out)), seconds, memory(device), before, model)
+    return generated(sum(map(len, out)), seconds, memory(device), held)
 
 
 def generate_usual(case, device, dtype) -> dict:
@@ -245,7 +269,8 @@ def generate_usual(case, device, dtype) -> dict:
     from transformers import StoppingCriteria, StoppingCriteriaList
 
     prompts, new = prompts_of(case)
-    before, model = memory(device), hugging_face(model_of(case), device).eval().to(dtype)
+    model = hugging_face(model_of(case), device).eval().to(dtype)
+    held = forget(device)
     size, ends = max(map(len, prompts)), torch.tensor(new, device=device)
     ids = torch.tensor([[0] * (size - len(x)) + x for x in prompts], device=device)
     mask = torch.tensor([[0] * (size - len(x)) + [1] * len(x) for x in prompts], device=device)
@@ -267,15 +292,15 @@ def generate_usual(case, device, dtype) -> dict:
         seconds = clock(device) - began
     rows = [row[:n] for row, n in zip(out[:, size:].tolist(), new)]
     useful = sum(row.index(case["stop"]) + 1 if case["stop"] in row else len(row) for row in rows)
-    return generated(useful, seconds, memory(device), before, model)
+    return generated(useful, seconds, memory(device), held)
 
 
-def generated(tokens, seconds, peak, before, model) -> dict:
-    """rate: tokens/s that are of use; bytes as in a step, the state being the model."""
-    return {"rate": tokens / seconds, "tokens": tokens, "peak": peak, "above": peak - before - bytes_of(model)}
+def generated(tokens, seconds, peak, held) -> dict:
+    """rate: tokens/s that are of use; bytes in all, and above what was held with the model."""
+    return {"rate": tokens / seconds, "tokens": tokens, "peak": peak, "above": peak - held}
 
 
-# ---------------------------------------------------------------------- ours alone: peak, methods, growth
+# ---------------------------------------------------------------------- ours alone: peak, methods, a stream
 
 
 def peak_ours(case, device, dtype) -> dict:
@@ -293,7 +318,7 @@ def method_ours(case, device, dtype) -> dict:
     """One run of train.py: its seconds."""
     began = time.perf_counter()
     if train.main([*case["arguments"], "--device", str(device)]):
-        raise SystemExit("a run failed")
+        raise SystemExit(1)  # it has said why
     return {"seconds": time.perf_counter() - began}
 
 
@@ -323,19 +348,21 @@ def growth_ours(case, device, dtype) -> dict:
 
 def cases_of(part, quick, folder, where, device) -> list[dict]:
     """The cases of a part; `sides` names who is measured."""
-    both, shape, vs = ["usual", "ours"], SMALL if quick else GPT2, ("float32", "bfloat16")
+    both, shape, dtypes = ["usual", "ours"], SMALL if quick else GPT2, ("float32", "bfloat16")
     step = {"what": "step", "sides": both, "shape": shape, "batch": 32, "steps": 1 if quick else 2, **where}
     if part == "step":
         cases = [step | {"name": f"{label}, WOZ", "kd": kd} for label, kd in (("Word-KD", "word"), ("LAMOL", "none"))]
         cases.insert(1, step | {"name": "Word-KD, WOZ, no cache", "kd": "word", "cache": 0, "sides": ["ours"]})
-        return [case | {"dtype": dtype} for dtype in vs for case in cases]
+        return [case | {"dtype": dtype} for dtype in dtypes for case in cases]
     if part == "long":
         long = step | {"length": 128 if quick else 1024, "batch": 2, "steps": 1, "kd": "word"}
-        return [long | {"name": f"Word-KD, {long['length']} tokens", "dtype": dtype} for dtype in vs]
+        return [long | {"name": f"Word-KD, {long['length']} tokens", "dtype": dtype} for dtype in dtypes]
     if part == "generate":
         rows = {"what": "generate", "sides": both, "shape": shape, "prompts": 64, "stop": -1, **where}
         kinds = (("greedy answers", None), ("pseudo-data", 20))
-        return [rows | {"name": f"{name}, 64 rows", "top_k": k, "dtype": dtype} for dtype in vs for name, k in kinds]
+        return [
+            rows | {"name": f"{name}, 64 rows", "top_k": k, "dtype": dtype} for dtype in dtypes for name, k in kinds
+        ]
     nano = ["--order", "toy.woz,toy.ag", "--runs-dir", f"{folder}/runs", "--no-eval-every-epoch", "--kd", "none"]
     if part == "nano":
         less = ["--epochs", "5", "--limit", "150"] if quick else []
@@ -463,6 +490,8 @@ def main(argv=None) -> int:
         parser.error(f"--rounds {a.rounds}: must be 1 or more")
     try:
         device = choose_device(a.device)[0]
+        if device.type not in ("cpu", "cuda") or device.index:
+            raise RunError(f"--device {a.device}: measured are cpu and cuda")
         if a.case:
             case = json.loads(a.case)
             found = globals()[f"{case['what']}_{case['side']}"](case, device, getattr(torch, case["dtype"]))
@@ -478,7 +507,7 @@ def bench(a, device) -> int:
     """Measure the parts that were asked for, print the table as it grows, write the JSON."""
     where = {
         "data_dir": str(Path(a.data_dir).expanduser().absolute()),
-        "cache_dir": str(Path(a.cache_dir).expanduser()),
+        "cache_dir": str(Path(a.cache_dir).expanduser().absolute()),
     }
     load_task("woz", **where, limit=1)  # not there: say so before anything is measured
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()

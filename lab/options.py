@@ -99,7 +99,7 @@ UNNAMED = {
 }
 # ... and these change a teacher, besides its task, slot, data, epochs, row length and pretrained weights.
 TEACHER_KEY = ("seed", "lr", "batch_size", "qa_only", "lm_lambda", "ans_weight", "weight_decay", "adam_epsilon")
-TEACHER_KEY += ("warmup_ratio", "max_grad_norm", "micro_batch")
+TEACHER_KEY += ("warmup_ratio", "max_grad_norm", "micro_batch", "compile")
 POSITIVE = {"kd_beam", "epochs", "lr", "temperature", "top_k", "log_every", "max_grad_norm"}
 
 
