@@ -259,7 +259,14 @@ def generate_ours(case, device, dtype) -> dict:
     with autocast(device, dtype):
         generate(model, prompts[:2], 2, case["stop"], top_k=case["top_k"])
         began = clock(device)
-        out = generate(model, prompts, new, case["stop"], case["top_k"], generator=torch.Generator().manual_seed(0))
+        out = generate(
+            model,
+            prompts,
+            new,
+            case["stop"],
+            case["top_k"],
+            generator=torch.Generator().manual_seed(case.get("seed", 0)),
+        )
         seconds = clock(device) - began
     return generated(sum(map(len, out)), seconds, memory(device), held)
 
@@ -285,6 +292,7 @@ def generate_usual(case, device, dtype) -> dict:
     def run(ids, mask, **more):
         return model.generate(ids, attention_mask=mask, pad_token_id=0, **stop, **sampling, **more)
 
+    torch.manual_seed(case.get("seed", 0))
     with torch.inference_mode():
         run(ids[:2], mask[:2], max_new_tokens=2)
         began = clock(device)
@@ -417,9 +425,9 @@ def measure(case, side, device) -> dict:
 def compare(case, rounds, device) -> dict:
     """Ours and the usual way by turns -> medians of each, and of the ratios of each round."""
     found = {side: [] for side in case["sides"]}
-    for _ in range(rounds):
+    for i in range(rounds):
         for side in found:
-            found[side].append(measure(case, side, device))
+            found[side].append(measure(case | {"seed": i}, side, device))
     result = {"name": case["name"], "dtype": case["dtype"], "rounds": rounds}
     for side, values in found.items():
         result[side] = {k: median(v[k] for v in values) for k in values[0] if k != "stages"}

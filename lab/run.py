@@ -33,7 +33,7 @@ class Run:
         self.o, self.began = o, time.time()
         self.teacher_times, self.teacher_time_here = [], 0.0  # seconds that each took, and those made here together
         self.device, self.dtype, why = choose_device(o.device, o.dtype)
-        if o.compile and not shutil.which(os.environ.get("CXX", "g++")):
+        if o.compile and not shutil.which((os.environ.get("CXX") or "g++").split()[0]):
             raise RunError("--compile: needs a C++ compiler; install g++, or name one in the variable CXX")
         self.pretrained, self.tokenizer = pretrained(o)
         self.tasks = [load_task(entry, o.data_dir, o.cache_dir, o.limit) for entry in o.order.split(",")]
