@@ -2,7 +2,7 @@
 
     python -m lab.bench                     all parts; about an hour on two cores
     python -m lab.bench step generate       some of them
-    python -m lab.bench --quick             all of them on a small model, in three minutes: do they run?
+    python -m lab.bench --quick             all of them on a small model, in about five minutes: do they run?
     python -m lab.bench --device cuda       the same on a GPU
 
 The usual way is transformers' GPT-2 with its best settings (scaled_dot_product_attention, fused AdamW, attention
