@@ -268,9 +268,7 @@ class Rows:
     lm: torch.Tensor  # (S,) bool: of an LM row, else of a QA row
     replay: torch.Tensor  # (S,) bool: of an earlier task, else of the current one
     distil: bool  # the teacher's distribution is the target, else the labels are
-    sizes: dict[
-        tuple[int, bool], int
-    ]  # each row's share of the S, by its example's number and whether it is the LM row
+    sizes: dict[tuple[int, bool], int]  # of each row: (its example's number, is it the LM row) -> its share of the S
 
     def to(self, device) -> "Rows":
         """On the device."""

@@ -138,16 +138,13 @@ class KVCache:
     def expect(self, used: int) -> None:
         """Before the next token of each row: the columns in use once it is in, and those that it may see."""
         self.used, self.rows = used, torch.arange(len(self.length), device=self.length.device)
-        self.visible = (torch.arange(used, device=self.length.device) <= self.length[:, None])[
-            :, None, None
-        ]  # (B, 1, 1, used)
+        visible = torch.arange(used, device=self.length.device) <= self.length[:, None]
+        self.visible = visible[:, None, None]  # (B, 1, 1, used)
 
     def append(self, layer: int, k: torch.Tensor, v: torch.Tensor):
         """Write one token a row, k and v (B, H, 1, C/H); return all keys and values, (B, H, used, C/H)."""
-        self.kv[0, layer, self.rows, :, self.length], self.kv[1, layer, self.rows, :, self.length] = (
-            k[:, :, 0],
-            v[:, :, 0],
-        )
+        self.kv[0, layer, self.rows, :, self.length] = k[:, :, 0]
+        self.kv[1, layer, self.rows, :, self.length] = v[:, :, 0]
         return self.kv[0, layer, :, :, : self.used], self.kv[1, layer, :, :, : self.used]
 
     def part(self, rows: slice) -> "KVCache":

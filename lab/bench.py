@@ -207,6 +207,7 @@ def step_usual(case, device, dtype) -> dict:
     optimizer = torch.optim.AdamW(student.parameters(), lr=6.25e-5, eps=1e-4, weight_decay=0.01, fused=True)
 
     def loss_of(rows, labels, T=2.0):
+        """The mean loss of a padded stream, lists of ids and of labels."""
         size = max(map(len, rows))
         ids = torch.tensor([x + [pad] * (size - len(x)) for x in rows], device=device)
         mask = torch.tensor([[1] * len(x) + [0] * (size - len(x)) for x in rows], device=device)
@@ -335,6 +336,8 @@ def growth_ours(case, device, dtype) -> dict:
     found = {}
 
     def timed(function, name, stage_of):
+        """The function, its seconds added to those of its stage."""
+
         def wrapped(*args, **kwargs):
             began = clock(device)
             result = function(*args, **kwargs)
