@@ -130,6 +130,7 @@ class KVCache:
         shape = (2, c.n_layer, rows, c.n_head, columns, c.n_embd // c.n_head)  # (2, L, B, H, S, C/H)
         self.kv = torch.zeros(shape, dtype=dtype, device=model.device)
         self.length = torch.zeros(rows, dtype=torch.long, device=model.device)  # (B,)
+        self.used = columns
 
     def fill(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Write whole prompts, k and v (B, H, T, C/H), padding included, from column 0 on."""
@@ -143,9 +144,8 @@ class KVCache:
 
     def append(self, layer: int, k: torch.Tensor, v: torch.Tensor):
         """Write one token a row, k and v (B, H, 1, C/H); return all keys and values, (B, H, used, C/H)."""
-        self.kv[0, layer, self.rows, :, self.length] = k[:, :, 0]
-        self.kv[1, layer, self.rows, :, self.length] = v[:, :, 0]
-        return self.kv[0, layer, :, :, : self.used], self.kv[1, layer, :, :, : self.used]
+        self.kv[:, layer, self.rows, :, self.length] = torch.stack([k[:, :, 0], v[:, :, 0]], dim=1)  # (B, 2, H, C/H)
+        return self.kv[:, layer, :, :, : self.used].unbind(0)
 
     def part(self, rows: slice) -> "KVCache":
         """Some of the rows, in the same memory."""
@@ -155,7 +155,13 @@ class KVCache:
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with `rows` (b,) alone, in their order; a row named twice becomes two."""
-        self.kv, self.length = self.kv.index_select(2, rows), self.length[rows]
+        if len(rows) > self.kv.size(2):
+            self.kv = self.kv.index_select(2, rows)
+        else:  # in the memory that is there, a layer at a time: fresh memory costs more than the copy
+            for kv in self.kv[..., : self.used, :].unbind(1):  # (2, B, H, used, C/H)
+                kv[:, : len(rows)] = kv.index_select(1, rows)
+            self.kv = self.kv[:, :, : len(rows)]
+        self.length = self.length[rows]
 
 
 class Attention(nn.Module):
