@@ -177,7 +177,7 @@ class Tokenizer:
 
 @dataclass
 class Encoded:
-    """Both rows of an example, and what did not fit: tokens cut from the context and from the answer."""
+    """Both rows of an example, what did not fit (tokens cut from the context and from the answer), and its id."""
 
     qa_ids: list[int]
     qa_labels: list[int]
@@ -185,9 +185,10 @@ class Encoded:
     lm_labels: list[int]
     context_cut: int = 0
     answer_cut: int = 0
+    id: str = field(default="", compare=False)
 
 
-def encode_parts(c, q, a, task_id, tokenizer, max_len, stopped=True) -> Encoded | None:
+def encode_parts(c, q, a, task_id, tokenizer, max_len, stopped=True, id="") -> Encoded | None:
     """Ids of context, question and answer -> both rows, or None when question, ANS and one answer token don't fit.
 
     One cut for both rows: the answer is cut first, where it alone is too long, then the context keeps its first
@@ -206,13 +207,14 @@ def encode_parts(c, q, a, task_id, tokenizer, max_len, stopped=True) -> Encoded 
         lm_labels=[*qa_ids, end],
         context_cut=len(c) - len(context),
         answer_cut=len(a) - len(answer),
+        id=id,
     )
 
 
 def encode_example(example: Example, task_id: int, tokenizer: Tokenizer, max_len: int) -> Encoded | None:
     """An example -> both rows (lists of int, at most max_len), or None when it is rejected as too long."""
     c, q, a = (tokenizer.encode(text) for text in (example.context, example.question, example.answer))
-    return encode_parts(c, q, a, task_id, tokenizer, max_len)
+    return encode_parts(c, q, a, task_id, tokenizer, max_len, id=example.id)
 
 
 def encode_prompt(context, question, tokenizer: Tokenizer, max_len: int, answer_budget: int) -> list[int]:

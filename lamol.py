@@ -71,11 +71,12 @@ def sample_pseudo_data(
     for name in names:
         task_id = tokenizer.task_id(name)
         prompts = [[task_id]] * per_task
-        for new in generate(model, prompts, max_len, tokenizer.eos_id, top_k=top_k, generator=seeds(name)):
+        news = generate(model, prompts, max_len, tokenizer.eos_id, top_k=top_k, generator=seeds(name))
+        for n, new in enumerate(news, 1):
             ids = [task_id, *new]
             parts = parse_pseudo(ids, tokenizer)
             # context and question can't be told apart in a generated sequence, and need not be: the rows are the same
-            encoded = encode_parts([], *parts, task_id, tokenizer, max_len) if parts else None
+            encoded = parts and encode_parts([], *parts, task_id, tokenizer, max_len, id=f"pseudo-{name}-{n}")
             samples.append(PseudoSample(name, ids, why_rejected(ids, tokenizer), encoded))
     return samples
 
@@ -90,12 +91,14 @@ def real_samples(rows: dict[str, list[Encoded]], tokenizer: Tokenizer, per_task:
 
 
 def report(samples: list[PseudoSample]) -> str:
-    """Accepted and rejected, by task and reason, in one line a task."""
+    """Accepted and rejected, by task and reason, in one line a task; and a warning where most are rejected."""
     lines = []
     for name in dict.fromkeys(d.task for d in samples):
         reasons = Counter(d.rejected or "accepted" for d in samples if d.task == name)
         parts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
         lines.append(f"pseudo-data of {name}: {parts} of {reasons.total()}")
+        if reasons["accepted"] < reasons.total() / 2:
+            lines.append(f"WARNING: more than half of the pseudo-data of {name} is rejected: its replay is failing")
     return "\n".join(lines)
 
 

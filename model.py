@@ -331,7 +331,10 @@ class GPT(nn.Module):
         for key, p in self.state_dict().items():
             p = p.detach().to("cpu", dtype)
             weights["transformer." + key] = (p.t() if key.endswith(CONV1D) else p).contiguous()
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as e:  # that is how it says that the disk is full
+            raise OSError(f"{folder}: {e}") from None
         (folder / "config.json").write_text(json.dumps(c, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -22,7 +22,6 @@ Algorithm 1, for each task m of the stream (D_m its data, θ_T the teacher, θ_S
 
 import sys
 import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -32,10 +31,11 @@ from tqdm import tqdm
 import kd
 import lamol
 from data import IGNORE, DataError, encode_parts, make_batch, plan_epoch
+from eval import table
 from lab import rundir
 from lab.options import TEACHER_KEY, Options, parse
-from lab.run import Run, TrainingLog
-from lab.rundir import RunError, seed_of, stream
+from lab.run import Run, TrainingLog, finished, key_of_examples
+from lab.rundir import RunError, interruption, seed_of, stream
 from model import GPT, ModelFileError, move
 
 # ---------------------------------------------------------------------- training
@@ -74,15 +74,17 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
     if o.compile:
         for block in model.h:
             block.compile(dynamic=True)
-    seen = 0  # samples of this task, which the schedule counts in
-    for epoch in range(1, epochs + 1):
+    where = {"phase": phase, "stage": stage, "name": name}
+    done, seen = run.restore(where, model, optimizer, scaler)  # epochs; samples, which the schedule counts in
+    for epoch in range(done + 1, epochs + 1):
         model.train()
         torch.manual_seed(seed_of(o.seed, stage, name, f"{phase} dropout", epoch))
         order = stream(o.seed, stage, name, f"{phase} batches", epoch)
         plan = plan_epoch(len(current), len(replay), o.batch_size or batch_size(n), o.updates, order)
         bar = tqdm(plan, f"{phase} {name}, epoch {epoch}/{epochs}", disable=None, leave=False, unit="batch")
-        log = TrainingLog(run, name, phase, epoch, bar)
-        for step, indices in enumerate(bar, 1):
+        run.log = log = TrainingLog(run, name, phase, epoch, bar, samples)
+        for step, indices in enumerate(interruption.between(bar), 1):
+            log.begin(step, indices)
             # ------------------------------------------------------------ one update (Alg. 1, lines 5 and 9)
             batch = make_batch(samples, indices, len(current), teacher is not None, lm, o.micro_batch, run.device.type)
             weights = kd.token_weights(batch, run.rule, run.tokenizer.ans_id, o.ans_weight, o.lm_lambda)
@@ -95,7 +97,7 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
                 scaler.scale(loss).backward()
                 log.add(parts, rows)
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             scaler.step(optimizer)  # skipped by the scaler where a half-precision gradient overflowed ...
@@ -104,11 +106,14 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
             if scaler.get_scale() >= scale:  # ... and then the schedule stands still too
                 seen += len(indices)
             # ------------------------------------------------------------
+            log.end(norm, may_overflow=scaler.is_enabled() and scale >= 1)
             if step % o.log_every == 0 or step == len(plan):
-                log.write(step, lr)
+                log.write(lr)
         print(f"{phase} {name}, epoch {epoch}/{epochs}: {log.said}")
         if after_epoch and epoch < epochs:
             after_epoch(epoch)
+        run.checkpoint(where | {"epoch": epoch, "seen": seen}, model, optimizer, scaler)
+    run.log = None
     model.eval()
 
 
@@ -119,18 +124,17 @@ def get_teacher(run, task):
     o = run.o
     epochs = min(o.epochs, 9) if o.method == "multitask" else o.epochs  # row (7): single-task teachers, trained as such
     key = {"task": task.name, "slot": run.slots[task.name], "epochs": epochs, "max_len": run.max_len}
-    key |= {"examples": rundir.key_of([asdict(e) for e in task.train + task.test])}
+    key |= {"examples": key_of_examples(task)}
     key |= {"dtype": str(run.dtype), "pretrained": run.fingerprint} | {name: getattr(o, name) for name in TEACHER_KEY}
     folder = Path(o.teachers).expanduser() / f"{task.name}-{rundir.key_of(key)}"
     if folder.is_dir():
         print(f"teacher  of {task.name}: found in {folder}")
-        run.teacher_times.append(rundir.read_json(folder / "config.json").get("seconds"))
+        run.teacher_times[task.name] = rundir.read_json(folder / "config.json").get("seconds")
         return GPT.from_pretrained(folder / "model").to(run.device)
-    began, model = time.time(), run.fresh()
+    model = run.fresh()
     learn(run, model, run.encoded[task.name], [], 0, task.name, "teacher", epochs, lm=not o.qa_only)
-    seconds = round(time.time() - began, 1)
-    run.teacher_times.append(seconds)
-    run.teacher_time_here += seconds
+    seconds = round(time.time() - run.phase_began, 1)
+    run.teacher_times[task.name] = run.made_here[task.name] = seconds
     scores, predictions = run.examine(model, task, 0, epochs)
 
     def fill(temporary):
@@ -169,7 +173,7 @@ def teacher_answers(run, teacher, task, folder):
         stopped = ids[-1:] == [tok.eos_id]
         answer = ids[:-1] if stopped else ids
         c, q = tok.encode(example.context), tok.encode(example.question)
-        rows.append(encode_parts(c, q, answer, tok.task_id(task.name), tok, run.max_len, stopped))
+        rows.append(encode_parts(c, q, answer, tok.task_id(task.name), tok, run.max_len, stopped, example.id))
         lines.append({"id": example.id, "answer": tok.decode(answer), "ids": ids, "stopped": stopped})
     rundir.write_jsonl(folder / "distil.jsonl", lines)
     same = sum(line["answer"] == e.answer.strip() for line, e in zip(lines, task.train))
@@ -210,9 +214,10 @@ def replay_samples(run, student, previous, n_new, stage, folder):
 
 def lifelong(run):
     """Algorithm 1. finetune keeps line 5 alone, on QA rows (as released); lamol --kd none leaves out line 1."""
-    o, student = run.o, run.fresh()
-    run.score(student, run.tasks, 0, 0)
-    for m, task in enumerate(run.tasks, 1):
+    o, student = run.o, run.student()
+    if not run.stages_done:
+        run.score(student, run.tasks, 0, 0)
+    for m, task in list(enumerate(run.tasks, 1))[run.stages_done :]:
         folder = run.dir / f"{m}-{task.name}"
         current, replay, teacher, soft = run.encoded[task.name], [], None, None  # the last task's teacher goes
         if o.kd != "none":
@@ -232,7 +237,7 @@ def lifelong(run):
 
 def single(run):
     """Table 3, rows (1) and (2): a model for each task, on its own. These are the teachers."""
-    for m, task in enumerate(run.tasks, 1):
+    for m, task in list(enumerate(run.tasks, 1))[run.stages_done :]:
         run.score(run.fresh(), [task], 0, 0)
         run.end_stage(get_teacher(run, task), m, task.name, [task])
 
@@ -257,23 +262,28 @@ METHODS = {"finetune": lifelong, "lamol": lifelong, "single": single, "multitask
 
 def start(o: Options) -> dict:
     """One run from options to summary. Raises DataError, ModelFileError, RunError."""
+    if o.resume and (summary := finished(o)):
+        print(f"{table(summary)}\n\nfinished already")
+        return summary
     run = Run(o)
-    METHODS[o.method](run)
-    return run.finish()
+    with run.watched():
+        METHODS[o.method](run)
+        return run.finish()
 
 
 def main(argv=None) -> int:
-    """The command line. Returns the exit code: 0, 1 for bad data or a failed run, 130 when interrupted."""
+    """The command line. Returns the exit code: 0, 1 for bad data or a failed run, 130 and 143 for interrupted."""
     sys.stdout.reconfigure(errors="replace")  # γ is no letter everywhere
     try:
-        start(parse(argv))
+        with interruption.caught():
+            start(parse(argv))
         return 0
     except (DataError, ModelFileError, RunError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted: what is in the run directory stays there", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as e:
+        print(f"interrupted{e}", file=sys.stderr)
+        return interruption.code
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None
     """Run what is not finished, each run (directory name -> options of train.py) a command of its own.
 
     Finished is what has a summary.json in runs_dir or in `keep`, where the small files of each run are copied to.
-    What was cut off is deleted and starts anew, unless a process is still at it. Raises RunError at the end when runs
-    have failed; the others are whole."""
+    What was cut off goes on, unless a process is still at it. Raises RunError at the end when runs have failed; the
+    others are whole."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     failed = []
 
@@ -124,10 +124,10 @@ def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None
                 except RunError as e:
                     failed.append(str(e))
                     return
-                print(f"{name}: cut off by an earlier try, starts anew", flush=True)
-                shutil.rmtree(runs_dir / name)
                 held.close()
-            print(f"{name}: starts; its output is in {runs_dir / name}.log", flush=True)
+                argv = [*argv, "--resume"]
+            how = "goes on where it was cut off" if (runs_dir / name).is_dir() else "starts"
+            print(f"{name}: {how}; its output is in {runs_dir / name}.log", flush=True)
             threads = str(max(1, (os.cpu_count() or 1) // jobs))
             environment = {"OMP_NUM_THREADS": threads} | os.environ
             with open(runs_dir / f"{name}.log", "w", encoding="utf-8") as out:

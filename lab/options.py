@@ -4,6 +4,7 @@ python train.py --help
 """
 
 import argparse
+import hashlib
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from data import METRICS, task_name
-from lab.rundir import RunError, run_name
+from lab.rundir import RunError, read_json, run_name
 from lab.toy import GRAMMARS
 from model import DEFAULT_CACHE, PRETRAINED
 
@@ -81,6 +82,8 @@ class Options:
     teachers: str = option("", "where teachers are kept and found again; by default <runs-dir>/teachers")
     keep_models: bool = option(False, "keep the student of every stage, not only the last")
     log_every: int = option(50, "updates between two lines of log.jsonl")
+    resume: bool = option(False, "go on with a run that was cut off, from its last checkpoint")
+    continue_: str = option("", "a finished run (its directory): teach it the tasks of --order too, with its options")
 
 
 # Options that don't change the result (or only its rounding) are not in the run's name ...
@@ -96,6 +99,20 @@ UNNAMED = {
     "teachers",
     "keep_models",
     "log_every",
+    "resume",
+}
+# Options that may differ at --resume; whatever is behind the names --order, --model and --continue is compared itself.
+NOT_COMPARED = {"order", "model", "device", "dtype", "data_dir", "cache_dir", "runs_dir", "teachers", "keep_models"}
+NOT_COMPARED |= {"log_every", "resume", "continue_"}
+ROUNDING = {
+    "micro_batch",
+    "teacher_cache",
+    "compile",
+    "resolved_device",
+    "resolved_dtype",
+    "python",
+    "torch",
+    "threads",
 }
 # ... and these change a teacher, besides its task, slot, data, epochs, row length and pretrained weights.
 TEACHER_KEY = ("seed", "lr", "batch_size", "qa_only", "lm_lambda", "ans_weight", "weight_decay", "adam_epsilon")
@@ -151,28 +168,64 @@ def name_of(o: Options, tasks: list[str]) -> str:
     """The name of the run's directory."""
     defaults = asdict(resolve(Options(order=o.order, method=o.method, kd=o.kd, model=o.model)))
     defaults["model"] = default_model(tasks)
-    for key in UNNAMED | {"order", "method", "kd", "gamma", "seed"}:
+    for key in UNNAMED | {"order", "method", "kd", "gamma", "seed", "continue_"}:
         del defaults[key]
-    return run_name(tasks, asdict(o), defaults)
+    own = {"continue": parent_of(o.continue_)[1]} if o.continue_ else {}
+    return run_name(tasks, asdict(o) | own, defaults | dict.fromkeys(own, ""))
+
+
+def parent_of(run: str) -> tuple[dict, str]:
+    """The config.json of a run that is to be continued, and the first 8 hex digits of its SHA-256.
+
+    Raises RunError where the run has not finished, its method is no lifelong learning, or the file is not a run's."""
+    path = Path(run).expanduser() / "config.json"
+    if not (path.is_file() and path.with_name("summary.json").is_file()):
+        raise RunError(f"--continue {run}: no finished run is there; if it was cut off, --resume it first")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise RunError(f"{path}: a JSON object is expected")
+    for f in fields(Options):
+        value, types = config.get(f.name), (int, float) if f.type is float else (f.type,)
+        if type(value) not in types or (f.metadata["choices"] and value not in f.metadata["choices"]):
+            raise RunError(f"{path}: {f.name} is {value!r}: not the config.json of a run of this version")
+    strings = config.get("tasks"), list(config.get("data") or ())
+    if not all(isinstance(x, list) and x and all(isinstance(name, str) for name in x) for x in strings):
+        raise RunError(f"{path}: not the config.json of a run of this version")
+    if config["method"] not in ("finetune", "lamol"):
+        raise RunError(f"--continue {run}: --method {config['method']} learns no stream that could go on")
+    return config, hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
 def parse(argv=None) -> Options:
-    """The command line -> resolved options; exits with 2 and one line where it can't be understood."""
+    """The command line -> resolved options; exits with 2 and one line where it can't be understood.
+
+    With --continue, options that are not given are those of the run that is continued. Raises RunError where that is
+    none."""
     parser = argparse.ArgumentParser(
         description="L2KD: lifelong language knowledge distillation (Algorithm 1 and its baselines)",
         allow_abbrev=False,
     )
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     for f in fields(Options):
-        flag, help = f"--{f.name.replace('_', '-')}", f.metadata["help"]
+        flag, help = f"--{f.name.strip('_').replace('_', '-')}", f.metadata["help"]
         shown = "" if "default" in help else f" (default {f.default})"
-        keywords = {"default": f.default, "help": help + shown}
+        keywords = {"default": f.default, "dest": f.name, "help": help + shown}
         if f.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **keywords)
         else:
             parser.add_argument(flag, type=f.type, choices=f.metadata["choices"], **keywords)
+    given = parser.parse_args(argv)
+    if given.continue_:
+        parent, before = parent_of(given.continue_)[0], Path(given.continue_).expanduser()
+        own = {"order": "", "runs_dir": str(before.parent), "resume": False, "continue_": ""}
+        own |= {} if Path(parent["teachers"]).expanduser().is_dir() else {"teachers": ""}
+        parser.set_defaults(**{f.name: parent[f.name] for f in fields(Options)} | own)
+        given = parser.parse_args(argv)
+        if not given.order:
+            parser.error("--continue: --order must name the new tasks")
+        given.order = f"{parent['order']},{given.order}"
     try:
-        return resolve(Options(**vars(parser.parse_args(argv))))
+        return resolve(Options(**vars(given)))
     except ValueError as e:
         parser.error(str(e))
 

@@ -322,7 +322,16 @@ def draw(what: str, runs: dict[RunKey, Path], path: Path) -> None:
 
 # ---------------------------------------------------------------------- the command line
 
-OWN = ("--order", "--method", "--kd", "--qa-only", "--no-qa-only", "--seed")  # what an experiment sets itself
+OWN = (
+    "--order",
+    "--method",
+    "--kd",
+    "--qa-only",
+    "--no-qa-only",
+    "--seed",
+    "--continue",
+    "--resume",
+)  # what an experiment sets itself
 
 
 def report(what: str, cells: list[Cell], style: str) -> str:

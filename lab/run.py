@@ -8,18 +8,29 @@ import hashlib
 import math
 import os
 import platform
+import re
 import shutil
 import textwrap
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from data import Tokenizer, answer_budget, encode_task, load_task
-from eval import draw_curves, predict, score, summarise, table
+from data import Tokenizer, answer_budget, encode_task, load_task, task_name
+from eval import draw_curves, predict, read_run, score, summarise, table
 from lab import rundir
-from lab.options import Options, choose_device, default_model, name_of, without_effect
+from lab.options import (
+    NOT_COMPARED,
+    ROUNDING,
+    Options,
+    choose_device,
+    default_model,
+    name_of,
+    parent_of,
+    without_effect,
+)
 from lab.rundir import RunError
 from model import GPT, ModelFileError
 
@@ -30,8 +41,9 @@ class Run:
     """What every method needs: options, tasks, tokenizer, the pretrained model, device, and where results go."""
 
     def __init__(self, o: Options):
-        self.o, self.began = o, time.time()
-        self.teacher_times, self.teacher_time_here = [], 0.0  # seconds that each took, and those made here together
+        self.o, self.log = o, None  # log: of the epoch that is under way
+        self.began = self.phase_began = time.time()  # less what earlier tries took
+        self.teacher_times, self.made_here = {}, {}  # task -> seconds that its teacher took; those made in this run
         self.device, self.dtype, why = choose_device(o.device, o.dtype)
         if o.compile and not shutil.which((os.environ.get("CXX") or "g++").split()[0]):
             raise RunError("--compile: needs a C++ compiler; install g++, or name one in the variable CXX")
@@ -50,15 +62,25 @@ class Run:
         self.rule = o.replay_loss
         if self.rule == "released":  # replay is added to a soft-target loss, and joined with a hard-target one
             self.rule = "added" if o.kd in ("word", "seqsoft") else "joint"
-        self.dir = rundir.new_run(o.runs_dir, name_of(o, list(self.slots)))
-        self.lock = rundir.lock(self.dir)  # held as long as this process lives
+        if o.continue_:
+            self.parent = parent_of(o.continue_)[0]
+            for name in self.parent["tasks"]:
+                if self.parent["data"].get(name) != key_of_examples(next(t for t in self.tasks if t.name == name)):
+                    raise RunError(f"--continue {o.continue_}: task {name} has other data now than that run had")
+        self.dir, self.lock = rundir.open_run(o.runs_dir, name_of(o, list(self.slots)), o.resume)
         if o.kd != "none" or o.method == "single":
             rundir.writable("--teachers", o.teachers)
         config = asdict(o) | {"tasks": list(self.slots), "slots": self.slots, "answer_budgets": self.budgets}
+        config |= {"data": {task.name: key_of_examples(task) for task in self.tasks}, "pretrained": self.fingerprint}
         config |= {"resolved_device": str(self.device), "resolved_dtype": str(self.dtype).removeprefix("torch.")}
         config |= {"resolved_max_len": self.max_len, "resolved_replay_loss": self.rule}
         config |= {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        rundir.write_json(self.dir / "config.json", config)
+        self.stages_done, self.said_last = 0, "from the beginning"
+        self.found = self.base = None  # checkpoints: of a phase that was cut off, and of the stage's end before it
+        if o.resume:
+            self.resume(config)
+        if not self.found:
+            rundir.write_json(self.dir / "config.json", config)
         self.announce(why)
 
     def announce(self, why: str) -> None:
@@ -81,8 +103,122 @@ class Run:
         for name in without_effect(o):
             print(f"note     --{name.replace('_', '-')} has no effect with --method {o.method} --kd {o.kd}")
 
+    # ------------------------------------------------------------------ a run that goes on
+
+    def resume(self, config: dict) -> None:
+        """Find out where an earlier try was cut off. Raises RunError where it had other options or data."""
+        if not any(self.dir.glob("[!l]*")):
+            return print(f"resume   {self.dir}: nothing was written yet; from the beginning")
+        path = self.dir / "config.json"
+        if other := rundir.differences(path, config, NOT_COMPARED | ROUNDING):
+            raise RunError(f"{self.dir} was made with other options or data: {', '.join(other)} (see its config.json)")
+        if other := rundir.differences(path, config, config.keys() - ROUNDING):
+            print(f"WARNING: {', '.join(other)} differ from the earlier try: equal up to rounding only")
+            earlier = rundir.read_json(path)
+            more = {key: config[key] for key in other}
+            rundir.write_json(path, earlier | {"resumed_with": [*earlier.get("resumed_with", []), more]})
+        self.found, self.base = rundir.last_checkpoint(self.dir, based=self.o.method in ("finetune", "lamol"))
+        if not self.found:
+            return print(f"resume   {self.dir}: there is no checkpoint yet; from the beginning")
+        state = self.found[0]
+        try:
+            self.stages_done, self.said_last = int(state["stages"]), str(state["said"])
+            self.began -= float(state["seconds"])
+            self.teacher_times, self.made_here = dict(state["teacher_times"]), dict(state["made_here"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise RunError(f"{self.dir}/checkpoint: its last file is no checkpoint of this version ({e!r})") from None
+        print(f"resume   {self.dir}: {self.said_last}")
+
+    def checkpoint(self, where: dict, model, optimizer=None, scaler=None) -> None:
+        """Keep what --resume needs. where: the `phase`, its `stage` and `name`, the `epoch` that is over, the samples
+        `seen`; a phase of "" is a stage's end."""
+        said = "after epoch {epoch} of {phase} {name}" if where["phase"] else "after stage {stage}, {name}"
+        state = where | {"stages": self.stages_done, "said": said.format(**where), "seconds": time.time() - self.began}
+        state |= {"phase_seconds": time.time() - self.phase_began}
+        state |= {"teacher_times": self.teacher_times, "made_here": self.made_here}
+        state |= {"scaler": scaler.state_dict() if scaler else {}}
+        rundir.save_checkpoint(self.dir, state, model, optimizer)
+        self.said_last = state["said"]
+
+    def restore(self, where: dict, model, optimizer, scaler) -> tuple[int, int]:
+        """Put a phase where its checkpoint stands -> the epochs that are over, the samples seen; (0, 0) without one."""
+        self.phase_began = time.time()
+        state, tensors = self.found or ({}, {})
+        if any(state.get(key) != value for key, value in where.items()):
+            return 0, 0
+        self.found, parts = None, {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                i, key = name.removeprefix("optimizer.").split(".", 1)
+                parts.setdefault(int(i), {})[key] = tensor
+        with self.readable():
+            model.load_state_dict(weights_of(tensors))
+            optimizer.load_state_dict({"state": parts, "param_groups": optimizer.state_dict()["param_groups"]})
+            if scaler.is_enabled() and state["scaler"]:
+                scaler.load_state_dict(state["scaler"])
+            self.phase_began -= float(state["phase_seconds"])
+            return int(state["epoch"]), int(state["seen"])
+
+    @contextmanager
+    def readable(self):
+        """Raises RunError where a checkpoint holds another model than this run's."""
+        try:
+            yield
+        except (RuntimeError, KeyError, TypeError, ValueError) as e:
+            raise RunError(f"{self.dir}/checkpoint does not fit this run ({str(e).splitlines()[0]})") from None
+
+    def student(self) -> GPT:
+        """The student as the last stage left it: that of an earlier try or of the run that is continued, else the
+        pretrained model, which every teacher and every student starts from (Section 3.1)."""
+        model = self.fresh()
+        if self.base:
+            with self.readable():
+                model.load_state_dict(weights_of(self.base[1]))
+        elif self.o.continue_:
+            self.take_over(model)
+        return model
+
+    def take_over(self, model) -> None:
+        """--continue: weights and scores of the parent's last stage."""
+        parent, known = Path(self.o.continue_).expanduser(), len(self.parent["tasks"])
+        rundir.write_jsonl(self.dir / "scores.jsonl", rundir.read_jsonl(parent / "scores.jsonl"))
+        self.score(model, self.tasks[known:], 0, 0)
+        student = GPT.from_pretrained(parent / "model")
+        if student.config != model.config:
+            raise RunError(f"--continue {parent}: its student has another shape than --model {self.o.model}")
+        model.load_state_dict(student.state_dict())
+        self.score(model, self.tasks[known:], known, self.parent["epochs"])
+        self.stages_done = known
+        self.checkpoint({"phase": "", "stage": known, "name": f"of {parent.name}"}, model)
+
+    @contextmanager
+    def watched(self):
+        """What may cut a run off, with what to do: an interruption, a full disk, too little memory."""
+        how = f"{self.dir}: the same command with --resume goes on"
+        try:
+            yield
+        except KeyboardInterrupt:
+            place = f" in {self.log.place()}" if self.log else ""
+            raise KeyboardInterrupt(f"{place}; {how} {self.said_last}, and repeats what came later") from None
+        except BrokenPipeError:
+            raise
+        except OSError as e:
+            raise RunError(f"{e}; {how} {self.said_last}") from None
+        except (RuntimeError, MemoryError) as e:
+            full = isinstance(e, MemoryError) or re.search("out of memory|allocate memory|not enough memory", str(e))
+            if not full:
+                raise
+            if not self.log:
+                raise RunError("out of memory: a shorter --max-len or a smaller --model is needed") from None
+            at_once = min(self.log.examples, self.o.micro_batch or self.log.examples)
+            hint = f"{how} {self.said_last}, with --micro-batch {at_once // 2}"
+            hint = hint if at_once > 1 else "a shorter --max-len or a smaller --model is needed"
+            raise RunError(f"out of memory in {self.log.place()}, with {at_once} examples at once: {hint}") from None
+
+    # ------------------------------------------------------------------ models, answers, scores
+
     def fresh(self) -> GPT:
-        """The pretrained model, which every teacher and every student starts from (Section 3.1)."""
+        """A copy of the pretrained model."""
         return copy.deepcopy(self.pretrained).to(self.device)
 
     def autocast(self):
@@ -102,11 +238,16 @@ class Run:
         return scores, [dict(zip(keys, (task.name, e.id, text, e.answer))) for e, text in zip(task.test, texts)]
 
     def score(self, model, tasks, stage, epoch) -> list[dict]:
-        """Score a model on tasks; the scores go to scores.jsonl, the predictions are returned."""
-        predictions = []
+        """Score a model on tasks; the scores go to scores.jsonl, the predictions are returned. What an earlier try has
+        scored already is left out."""
+        path, predictions = self.dir / "scores.jsonl", []
+        known = rundir.read_jsonl(path) if path.exists() else []
+        known = {(line["stage"], line["epoch"], line["task"]) for line in known}
         for task in tasks:
+            if (stage, epoch, task.name) in known:
+                continue
             scores, lines = self.examine(model, task, stage, epoch)
-            rundir.append_jsonl(self.dir / "scores.jsonl", scores)
+            rundir.append_jsonl(path, scores)
             print(f"stage {stage}, epoch {epoch}: {task.name} {scores['score']:.1f}")
             predictions += lines
         return predictions
@@ -123,6 +264,9 @@ class Run:
         self.save(model, self.dir / "model")
         if self.o.keep_models:
             self.save(model, folder / "model")
+        self.stages_done, self.log = stage, None
+        if stage < len(self.tasks) and self.o.method != "multitask":
+            self.checkpoint({"phase": "", "stage": stage, "name": name}, model)
 
     def finish(self) -> dict:
         """Summary, curves, and what a reader wants to see of a run: its table, some answers, some pseudo-samples."""
@@ -130,11 +274,13 @@ class Run:
         summary = summarise(self.o.method, list(self.slots), rows)
         summary["parameters"] = sum(p.numel() for p in self.pretrained.parameters())
         summary["wall_time_s"] = round(time.time() - self.began, 1)
-        if None not in self.teacher_times:  # teachers of earlier versions don't say
-            summary["teacher_time_s"] = round(sum(self.teacher_times), 1)
-            summary["teacher_time_here_s"] = round(self.teacher_time_here, 1)
-        draw_curves(summary["order"], self.o.epochs, rows, self.dir / "curves.png")
-        rundir.write_json(self.dir / "summary.json", summary)
+        if None not in self.teacher_times.values():  # teachers of earlier versions don't say
+            summary["teacher_time_s"] = round(sum(self.teacher_times.values()), 1)
+            summary["teacher_time_here_s"] = round(sum(self.made_here.values()), 1)
+        with rundir.replacing(self.dir / "curves.png") as path:
+            draw_curves(summary["order"], self.o.epochs, rows, path)
+        rundir.write_json(self.dir / "summary.json", summary)  # from here on the run is finished
+        shutil.rmtree(self.dir / "checkpoint", ignore_errors=True)
         (self.dir / "lock").unlink()
         print(self.worked_examples())
         print(f"\n{table(summary)}\n\n{summary['wall_time_s']:.0f} s; everything is in {self.dir}")
@@ -164,6 +310,15 @@ class Run:
         return "\n".join(said)
 
 
+def finished(o: Options) -> dict | None:
+    """The summary of a run that has finished already."""
+    folder = Path(o.runs_dir).expanduser() / name_of(o, [task_name(entry) for entry in o.order.split(",")])
+    if not (folder / "summary.json").exists():
+        return None
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # a kill may have left it
+    return read_run(folder)
+
+
 def shorten(text: str) -> str:
     return textwrap.shorten(text, 160, placeholder=" ...") or "(nothing)"
 
@@ -179,33 +334,65 @@ def pretrained(o: Options) -> tuple[GPT, Tokenizer]:
     return model.grow_vocab(tokenizer.n_vocab - known) if known == tokenizer.n_base else model, tokenizer
 
 
+def key_of_examples(task) -> str:
+    """A hash of a task's examples."""
+    return rundir.key_of([asdict(e) for e in task.train + task.test])
+
+
+def weights_of(tensors: dict) -> dict:
+    """The model's, of a checkpoint."""
+    return {name.removeprefix("model."): p for name, p in tensors.items() if name.startswith("model.")}
+
+
 class TrainingLog:
-    """Losses and speed since the last line of log.jsonl; nothing is read from the device in between."""
+    """Losses, gradient norm and speed since the last line of log.jsonl; nothing is read from the device in between."""
 
-    def __init__(self, run, name, phase, epoch, bar):
-        self.path, self.bar = run.dir / "log.jsonl", bar
+    def __init__(self, run, name, phase, epoch, bar, samples):
+        self.path, self.bar, self.samples = run.dir / "log.jsonl", bar, samples
         self.where = {"task": name, "phase": phase, "epoch": epoch}
-        self.start(0)
+        self.step = self.examples = 0
+        self.start()
 
-    def start(self, step):
-        self.step, self.losses, self.since = step, [0.0, 0.0], time.perf_counter()
+    def start(self):
+        self.updates, self.now, self.since = [], [0.0, 0.0], time.perf_counter()
         self.tokens = self.padded = 0
 
+    def place(self, step=0) -> str:
+        return "{phase} {task}, epoch {epoch}, update ".format(**self.where) + str(step or self.step)
+
+    def begin(self, step, indices):
+        """Of an update: its number, and which samples are in it."""
+        self.step, self.indices, self.examples = step, indices, len(indices)
+
     def add(self, parts, rows):
-        self.losses = [total + part for total, part in zip(self.losses, parts)]
+        """A group of rows: what QA and LM rows add to the loss, on the device."""
+        self.now = [total + part for total, part in zip(self.now, parts)]
         self.tokens += rows.ids.numel()
         self.padded += sum(R * T for _, R, T in rows.packing.blocks)  # what attention sees; all else has no padding
 
-    def write(self, step, lr):
-        """Raises RunError when the loss is no number."""
-        qa, lm = (float(total) / (step - self.step) for total in self.losses)
-        rate = round(self.tokens / (time.perf_counter() - self.since))
-        if not math.isfinite(qa + lm):
-            place = "{phase} {task}, epoch {epoch}".format(**self.where)
-            raise RunError(f"the loss is {qa + lm} in {place}, step {step}: a lower --lr may help")
-        line = {"step": step, "loss": qa + lm, "loss_qa": qa, "loss_lm": lm, "lr": lr, "tokens_per_s": rate}
-        line["attention_padding"] = round(1 - self.tokens / self.padded, 3)
+    def end(self, norm, may_overflow):
+        """Of an update: the gradient's norm, on the device, and whether the scaler mends it when that is no number."""
+        self.updates.append((self.step, self.indices, may_overflow, torch.stack([*self.now, norm])))
+        self.now = [0.0, 0.0]
+
+    def write(self, lr):
+        """A line of the log. Raises RunError where a loss or a gradient was no number."""
+        numbers = torch.stack([values for *_, values in self.updates]).tolist()  # here a GPU is waited for
+        made = []
+        for (step, indices, may_overflow, _), values in zip(self.updates, numbers):
+            if all(map(math.isfinite, values)):
+                made.append(values)
+            elif not may_overflow:
+                qa, lm, norm = values
+                what = f"loss is {qa + lm}" if not math.isfinite(qa + lm) else f"gradient's norm is {norm}"
+                ids = ", ".join(self.samples[i].id for i in indices[:20]) + (", ..." if indices[20:] else "")
+                raise RunError(f"the {what} in {self.place(step)}, with examples {ids}: a lower --lr may help")
+        qa, lm, norm = (sum(column) / len(made) for column in zip(*made)) if made else (None, None, None)
+        loss, rate = None if qa is None else qa + lm, round(self.tokens / (time.perf_counter() - self.since))
+        line = {"step": self.step, "loss": loss, "loss_qa": qa, "loss_lm": lm, "grad_norm": norm, "lr": lr}
+        line |= {"tokens_per_s": rate, "attention_padding": round(1 - self.tokens / self.padded, 3)}
         rundir.append_jsonl(self.path, self.where | line)
-        self.said = f"loss {qa + lm:.3f} (last {step - self.step} updates), {rate} tokens/s"
+        loss = "skipped by the scaler" if loss is None else f"loss {loss:.3f}"
+        self.said = f"{loss} (last {len(self.updates)} updates), {rate} tokens/s"
         self.bar.set_postfix_str(self.said)
-        self.start(step)
+        self.start()

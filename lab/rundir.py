@@ -1,4 +1,4 @@
-"""A run directory: its name, atomic files, and the random streams of a run.
+"""A run directory: its name, its lock, atomic files, checkpoints, interruptions, and the random streams of a run.
 
 runs/woz+sql+cnn-lamol-word-g0.2-s0/     its files are listed under "What is logged" in the README
 """
@@ -9,9 +9,14 @@ import json
 import os
 import re
 import shutil
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 
 class RunError(ValueError):
@@ -63,18 +68,26 @@ def writable(option: str, folder: str) -> None:
         raise RunError(f"{option} {folder}: can't be written to ({e.strerror})") from None
 
 
-def new_run(runs_dir: str, name: str) -> Path:
-    """A fresh directory for a run. Raises RunError when it is used already, or can't be written."""
+def open_run(runs_dir: str, name: str, resume: bool = False):
+    """The directory of a run, made if it is not there, and its lock, which is held until this process ends.
+
+    Raises RunError where another process holds it, where it is used and not to be resumed, or can't be written."""
     path = Path(runs_dir).expanduser() / name
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise RunError(f"{path} is used already; delete it, or choose another --runs-dir or --seed")
-        write_text(path / "config.json", "")
-        (path / "config.json").unlink()
+        held = lock(path)
+        used = [p for p in path.rglob("*") if p != path / "lock"]
+        if used and not resume:
+            (path / "lock").unlink()
+            raise RunError(f"{path} is used already: --resume goes on with it; or delete it, or choose another --seed")
+        for p in used:  # through a link, what is written would be elsewhere
+            if p.is_symlink() or not (p.is_file() or p.is_dir()):
+                raise RunError(f"{p} is a link or a device: the directory of a run holds none; remove it")
+        for p in path.glob("**/.*"):  # what a kill left half-written
+            shutil.rmtree(p) if p.is_dir() else p.unlink()
     except OSError as e:
         raise RunError(f"--runs-dir {runs_dir}: can't write {path} ({e.strerror})") from None
-    return path
+    return path, held
 
 
 def lock(run: Path):
@@ -87,21 +100,46 @@ def lock(run: Path):
     return f
 
 
+def differences(path: Path, config: dict, ignored: set[str]) -> list[str]:
+    """The keys of `config` that the config.json of an earlier try has otherwise. Raises RunError without one."""
+    if not path.exists():
+        raise RunError(f"{path} is missing, so nobody knows with which options this run was made; delete its directory")
+    before = read_json(path)
+    if not isinstance(before, dict):
+        raise RunError(f"{path}: a JSON object is expected; delete its directory to start anew")
+    now = json.loads(json.dumps(config))  # as it would be read
+    return [key for key in now if key not in ignored and before.get(key) != now[key]]
+
+
 # ---------------------------------------------------------------------- atomic files
 
 
-def write_text(path: Path, text: str) -> None:
-    """All or nothing: a temporary name in the same folder, synced, renamed."""
+@contextmanager
+def replacing(path: Path):
+    """A temporary name in the same folder, synced and renamed to `path` in the end: all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
+        yield temporary
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """On the disk: a file's bytes, or a folder's names."""
+    f = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(f)
+    finally:
+        os.close(f)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value) -> None:
@@ -112,7 +150,7 @@ def read_json(path: Path):
     """Raises RunError, which names the file, where it is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise RunError(f"{path}: cut off or not JSON ({e}); delete its folder to make it anew") from None
 
 
@@ -126,8 +164,12 @@ def append_jsonl(path: Path, row: dict) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]  # a text may hold other line separators
+    """Raises RunError, which names the file, where a line is no JSON."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n") if line]  # a text may hold other line separators
+    except (ValueError, RecursionError) as e:
+        raise RunError(f"{path}: cut off or not JSON lines ({e})") from None
 
 
 def write_folder(path: Path, fill) -> None:
@@ -137,15 +179,146 @@ def write_folder(path: Path, fill) -> None:
     temporary, old = (path.with_name(f".{path.name}.{kind}.{os.getpid()}") for kind in ("new", "old"))
     try:
         fill(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as f:
-                    os.fsync(f.fileno())
+        for file in (*temporary.rglob("*"), temporary):
+            sync(file)
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         if old.exists() and not path.exists():
             os.replace(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+LOGS = ("scores.jsonl", "log.jsonl")  # they grow by a line at a time; a checkpoint holds them as they were
+
+
+def save_checkpoint(run: Path, state: dict, model, optimizer=None) -> None:
+    """`checkpoint/<n>.safetensors`: weights, the optimizer's moments, the logs, and `state` (plain JSON values).
+
+    state: `stages` that are done, and `phase`, "" at a stage's end. Kept are the last two, and the last two of a
+    stage's end, which the next stage starts from: so there is always one before the last."""
+    tensors = {f"model.{key}": p.detach().cpu() for key, p in model.state_dict().items()}
+    for i, moments in optimizer.state_dict()["state"].items() if optimizer else ():
+        tensors |= {f"optimizer.{i}.{key}": value.cpu() for key, value in moments.items()}
+    for name in LOGS:
+        written = (run / name).read_bytes() if (run / name).exists() else b""
+        tensors[name] = torch.from_numpy(np.frombuffer(written, np.uint8).copy())
+    done = [folder for folder in run.glob("[0-9]*-*") if int(folder.name.split("-")[0]) <= state["stages"]]
+    files = (p for folder in done for p in folder.rglob("*") if p.is_file())
+    state = state | {"files": {str(p.relative_to(run)): p.stat().st_size for p in files}}
+    there = checkpoints(run)
+    number = int(there[-1].name.split(".")[0]) + 1 if there else 1
+    path = run / "checkpoint" / f"{number:06}{'' if state['phase'] else '.end'}.safetensors"
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+    except SafetensorError as e:  # that is how it says that the disk is full
+        raise OSError(f"{path}: {e}") from None
+    there.append(path)
+    ends = [p for p in there if p.name.endswith(".end.safetensors")]
+    for p in there[:-2]:
+        if p not in ends[-2:]:
+            p.unlink()
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The files, the oldest first."""
+    return sorted(p for p in run.glob("checkpoint/*.safetensors") if re.fullmatch(r"\d{6}(\.end)?", p.name[:-12]))
+
+
+def read_checkpoint(path: Path) -> tuple[dict, dict]:
+    """Its state and its tensors. Raises RunError when it is not whole."""
+    try:
+        with safe_open(path, "pt") as f:
+            state, tensors = json.loads(f.metadata()["state"]), {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+        if not isinstance(state, dict) or not {"stages", "phase", "files", *LOGS} <= state.keys() | tensors.keys():
+            raise ValueError("it is no checkpoint")
+        return state, tensors
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError, RecursionError) as e:
+        raise RunError(f"{path} does not load ({e})") from None
+
+
+def last_checkpoint(run: Path, based: bool):
+    """The last checkpoint that loads, and the stage's end that it starts from (None in the first stage, or if not
+    `based`: where stages don't build on each other). Each is (state, tensors), or None.
+
+    The logs are cut back to it. Raises RunError where another file of a stage that was done is not whole any more."""
+    found = base = None
+    for path in reversed(checkpoints(run)):
+        try:
+            state, tensors = read_checkpoint(path)
+        except RunError as e:
+            print(f"WARNING: {e}; the one before is taken")
+            continue
+        if not found or state["stages"] < found[0]["stages"]:  # what `found` starts from is lost
+            found = state, tensors
+        if not (state["phase"] and state["stages"] and based):
+            base = None if state["phase"] else (state, tensors)
+            break
+    else:
+        found = None
+    for name, size in found[0]["files"].items() if found else ():
+        if not (run / name).is_file() or (run / name).stat().st_size != size:
+            raise RunError(f"{run / name} is not as it was written; bring it back, or delete {run} to start anew")
+    for name in LOGS:
+        restore_log(run / name, found[1][name] if found else None)
+    return found, base
+
+
+def restore_log(path: Path, kept) -> None:
+    """As the checkpoint has it, or gone without one."""
+    written = path.read_bytes() if path.exists() else b""
+    if written and not written.endswith(b"\n"):
+        print(f"{path}: its last line was torn; repaired")
+    if kept is None:
+        path.unlink(missing_ok=True)
+    elif written != (before := kept.numpy().tobytes()):
+        with replacing(path) as temporary:
+            temporary.write_bytes(before)
+
+
+# ---------------------------------------------------------------------- interruptions
+
+
+class Interruption:
+    """SIGINT and SIGTERM as a KeyboardInterrupt, which waits for the end of a training step; a second signal does not
+    wait. `code`: what the process exits with."""
+
+    code, waiting = 130, False
+
+    @contextmanager
+    def caught(self):
+        """Signals in this block come here."""
+        before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, self.handle)
+        self.came = False
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle(self, number, frame):
+        second, self.came, self.code = self.came, True, 128 + number
+        if second or not self.waiting:
+            raise KeyboardInterrupt
+
+    def between(self, steps):
+        """The steps, one after another; an interruption waits until one is over."""
+        self.waiting = True
+        try:
+            for step in steps:
+                yield step
+                if self.came:
+                    raise KeyboardInterrupt
+        finally:
+            self.waiting = False
+
+
+interruption = Interruption()

@@ -760,10 +760,10 @@ def commands(monkeypatch):
         assert Path(command[1]) == experiments.ROOT / "train.py" and int(env["OMP_NUM_THREADS"]) >= 1
         o = parse(command[2:])
         given.append(directory(o))
-        assert not (Path(o.runs_dir) / given[-1]).exists()
+        assert o.resume == (Path(o.runs_dir) / given[-1]).exists()
         stdout.write("what it said\n")
         if given[-1] in given.bad:
-            (Path(o.runs_dir) / given[-1]).mkdir()
+            (Path(o.runs_dir) / given[-1]).mkdir(exist_ok=True)
             return type("Failed", (), {"returncode": 1})
         finish(Path(o.runs_dir), command[2:], dict.fromkeys(o.order.split(","), 40.0 + o.seed))
         return type("Finished", (), {"returncode": 0})
@@ -772,7 +772,7 @@ def commands(monkeypatch):
     return given
 
 
-def test_what_is_finished_is_skipped_and_what_was_cut_off_runs_again(commands, tmp_path, table):
+def test_what_is_finished_is_skipped_and_what_was_cut_off_goes_on(commands, tmp_path, table):
     names = [paper.name_for(paper.arguments(key, [])) for key in paper.keys_of("table4", [0])]
     finish(
         tmp_path, paper.arguments(paper.keys_of("table4", [0])[2], []), dict.fromkeys(LEFT_TO_RIGHT.split(","), 77.0)

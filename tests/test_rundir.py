@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lab.rundir import RunError, lock, new_run, read_json, read_jsonl, run_name, write_folder, write_jsonl, write_text
+from lab.rundir import RunError, lock, open_run, read_json, read_jsonl, run_name, write_folder, write_jsonl, write_text
 
 OPTIONS = {"method": "lamol", "kd": "word", "gamma": 0.2, "seed": 0, "epochs": 9, "model": "gpt2", "lr": 6.25e-5}
 DEFAULTS = {"epochs": 9, "model": "gpt2", "lr": 6.25e-5}
@@ -17,13 +17,27 @@ def test_a_run_is_named_by_what_changes_its_result():
 
 
 def test_a_used_or_unwritable_directory_is_refused(tmp_path):
-    path = new_run(tmp_path, "a")
-    assert path.is_dir() and new_run(tmp_path, "a") == path  # empty: not used
+    path, held = open_run(tmp_path, "a")
+    held.close()
+    again, held = open_run(tmp_path, "a")  # empty: not used
+    with pytest.raises(RunError, match="another process"):
+        open_run(tmp_path, "a", resume=True)
+    held.close()
     write_text(path / "config.json", "{}")
     with pytest.raises(RunError, match="is used already"):
-        new_run(tmp_path, "a")
+        open_run(tmp_path, "a")
+    assert again == path and {p.name for p in path.iterdir()} == {"config.json"}
+    assert open_run(tmp_path, "a", resume=True)[0] == path
     with pytest.raises(RunError, match="--runs-dir"):
-        new_run(path / "config.json", "b")
+        open_run(path / "config.json", "b")
+
+
+def test_a_link_in_a_runs_directory_is_refused(tmp_path):
+    path, held = open_run(tmp_path, "a")
+    held.close()
+    (path / "1-woz").symlink_to(tmp_path)
+    with pytest.raises(RunError, match="1-woz is a link or a device"):
+        open_run(tmp_path, "a", resume=True)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
