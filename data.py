@@ -91,7 +91,7 @@ def load_task(entry: str, data_dir: str, cache_dir: str, limit: int = 0) -> Task
 
 def metric_of(path: Path) -> str:
     """The metric of a user's task: `{"metric": "rouge"}` in its folder's task.json, or em. Raises DataError."""
-    if not path.exists():
+    if not path.is_file():
         return "em"
     known = ", ".join(dict.fromkeys(METRICS.values()))
     try:
@@ -169,7 +169,7 @@ class Tokenizer:
         return self.slots[name]
 
     def is_task(self, id: int) -> bool:
-        return self.first_slot <= id < self.n_vocab
+        return type(id) is int and self.first_slot <= id < self.n_vocab
 
 
 # ---------------------------------------------------------------------- an example -> two rows

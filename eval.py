@@ -213,13 +213,20 @@ def predict(model: GPT, tokenizer: Tokenizer, examples, max_len: int, budget: in
 
 
 def load_model(folder: str) -> tuple[GPT, Tokenizer, dict]:
-    """A model folder that a run has written -> the model, its tokenizer with the tasks' slots, its config.json."""
+    """A model folder that a run has written -> the model, its tokenizer with the tasks' slots, its config.json.
+
+    Raises ModelFileError, DataError."""
     model = GPT.from_pretrained(folder)
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    if "task_slots" not in config:
-        raise ModelFileError(f"{folder}/config.json: no model of a run: it has no task_slots")
     tokenizer = Tokenizer.of(folder)
-    tokenizer.slots |= config["task_slots"]
+    slots, budgets = config.get("task_slots"), config.get("answer_budgets", {})
+    if not isinstance(slots, dict) or not all(map(tokenizer.is_task, slots.values())):
+        raise ModelFileError(f"{folder}/config.json: no model of a run: it has no task_slots with a token a task")
+    most = model.config.n_positions
+    numbers = [config.get("max_len", most), *(budgets.values() if isinstance(budgets, dict) else [0])]
+    if any(type(n) is not int or not 0 < n <= most for n in numbers):
+        raise ModelFileError(f"{folder}/config.json: max_len and answer_budgets must be numbers from 1 to {most}")
+    tokenizer.slots |= slots
     return model, tokenizer, config
 
 
@@ -315,11 +322,13 @@ def read_run(folder: str) -> dict:
     """A run directory -> its summary. Raises DataError where it is none, or not finished."""
     path = Path(folder) / "summary.json"
     try:
+        if not path.is_file():
+            raise FileNotFoundError
         summary = json.loads(path.read_text(encoding="utf-8"))
         table(summary)
     except OSError:
         raise DataError(f"{path}: not there; {folder!r} is no run directory, or its run has not finished") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise DataError(f"{path}: not a run's summary ({e!r})") from None
     return summary
 

@@ -341,6 +341,8 @@ class GPT(nn.Module):
 def read_config(path: Path) -> GPTConfig:
     """The GPTConfig of a Hugging Face `config.json`. Raises ModelFileError for what is not a plain GPT-2."""
     try:
+        if not path.is_file():  # a pipe, say, would be waited for
+            raise FileNotFoundError
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelFileError(f"{path} is missing; a model folder holds config.json and model.safetensors") from None
@@ -370,6 +372,8 @@ def read_config(path: Path) -> GPTConfig:
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, without the `transformer.` prefix and the causal-mask buffers."""
     try:
+        if not path.is_file():
+            raise FileNotFoundError
         weights = load_file(path)
     except FileNotFoundError:
         raise ModelFileError(f"{path} is missing; a model folder holds config.json and model.safetensors") from None

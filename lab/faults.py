@@ -206,7 +206,7 @@ def main(argv=None) -> int:
                     lab = Lab(Path(folder), variant)
                     if part in ("kill", "stop"):
                         number = signal.SIGKILL if part == "kill" else r.choice((signal.SIGINT, signal.SIGTERM))
-                        count = kill(lab, o.rounds, r, number)
+                        count = kill(lab, o.rounds if part == "kill" else -(-o.rounds // 5), r, number)
                     else:
                         count = {"damage": damage, "disk": disk, "twice": twice}[part](lab, r)
             name = f"{part} {variant}".strip()

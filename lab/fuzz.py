@@ -24,7 +24,7 @@ from data import METRICS, DataError, Example, Task, load_task
 from eval import load_model, read_run, score
 from lab import rundir
 from lab.options import Options, parent_of
-from lab.prepare import from_lamol, prepare
+from lab.prepare import from_lamol, prepare, story_name
 from lab.rundir import RunError
 from model import GPT, GPTConfig, ModelFileError
 
@@ -116,11 +116,12 @@ def other_value(tree, r):
 def head(path: Path, size=15000) -> bytes:
     """The first bytes of a real file, up to the end of a line or a record; a JSON list is closed again."""
     raw = path.read_bytes()
-    if raw.lstrip()[:1] == b"[":
-        items = json.loads(raw)
+    start = raw.find(b"[") if path.suffix == ".json" else -1  # RNNLG has lines of # before it
+    if start >= 0:
+        items = json.loads(raw[start:])
         while len(json.dumps(items)) > size and len(items) > 1:
-            items = items[: max(1, len(items) // 2)]
-        return json.dumps(items).encode()
+            items = items[: len(items) // 2]
+        return raw[:start] + json.dumps(items, indent=1).encode()
     return raw[: raw.rfind(b"\n", 0, size) + 1] if len(raw) > size else raw
 
 
@@ -144,7 +145,7 @@ class Reader:
     def mutated(self, r) -> dict[str, bytes]:
         """All files, one of them changed."""
         name = r.choice(list(self.files))
-        if self.inner and r.random() < 0.7:
+        if self.inner and name in self.inner and r.random() < 0.7:
             members, mode = self.inner[name]
             member = r.choice(list(members))
             return self.files | {name: archive(members | {member: mutate(members[member], r)}, mode)}
@@ -176,16 +177,18 @@ def readers(data: Path, folder: Path) -> list[Reader]:
     for task, name in (("rest", "restaurant"), ("hotel", "hotel"), ("tv", "tv"), ("laptop", "laptop")):
         raw(f"rnnlg.{task}", {f"rnnlg/{name}/{s}.json": data / f"rnnlg/{name}/{s}.json" for s in ("train", "test")})
     raw("ag", {f"ag_news/{s}.csv": data / f"ag_news/{s}.csv" for s in ("train", "test")})
-    reviews = {
-        f"yelp_review_full_csv/{s}.csv": b'"5","good \\n food"\n"1","bad ""food"""\n' * 9 for s in ("train", "test")
-    }
-    packed("yelp", "yelp/yelp_review_full_csv.tgz", reviews, "gz")
-    classes = {f"dbpedia_csv/{s}.csv": b'1,"A","a company"\n2,"B","a school"\n' * 9 for s in ("train", "test")}
-    packed("dbpedia", "dbpedia/dbpedia_csv.tgz", classes, "gz")
-    answers = {
-        f"yahoo_answers_csv/{s}.csv": b'"1","why","so","it is"\n"2","who","","he"\n' * 9 for s in ("train", "test")
-    }
-    packed("yahoo", "yahoo/yahoo_answers_csv.tgz", answers, "gz")
+    made = {"yelp/yelp_review_full": b'"5","good \\n food"\n"1","bad ""food"""\n'}
+    made |= {"dbpedia/dbpedia": b'1,"A","a company"\n2,"B","a school"\n'}
+    made |= {"yahoo/yahoo_answers": b'"1","why","so","it is"\n"2","who","","he"\n'}
+    for name, rows in made.items():
+        members = {f"{Path(name).name}_csv/{s}.csv": rows * 9 for s in ("train", "test")}
+        packed(name.split("/")[0], f"{name}_csv.tgz", members, "gz")
+    urls = [b"http://x/a.html", b"http://x/b.html"]
+    story = b"An article.\n\nIts end.\n\n@highlight\n\nA highlight\n\n@highlight\n\nAnother"
+    stories = {f"cnn/stories/{story_name(url.decode())}.story": story for url in urls}
+    inner = {f"cnn_dailymail/{paper}_stories.tgz": (stories, "gz") for paper in ("cnn", "dailymail")}
+    lists = {f"cnn_dailymail/all_{s}.txt": b"\n".join(urls) for s in ("train", "test")}
+    raw("cnn", lists | {name: archive(*packing) for name, packing in inner.items()}, inner)
 
     for metric in ("em", "rouge", "joint_goal_em", "lfem"):  # folders of a user's own
         meta = {"turn": "en_0_1", "references": ["a", "b"], "header": ["a", "b"]}
@@ -205,10 +208,8 @@ def readers(data: Path, folder: Path) -> list[Reader]:
             score(task, [example.answer for example in task.test], multi_reference=True)
 
         found.append(Reader(f"a task of one's own, {metric}", files, scored))
-    theirs = {
-        f"{name}": json.dumps(squad()).encode()
-        for name in ("e2enlg_to_squad-train-v2.0.json", "e2enlg_to_squad-test-v2.0.json")
-    }
+    theirs = {f"woz.en_to_squad-{s}-v2.0.json": json.dumps(squad()).encode() for s in ("train", "test")}
+    theirs |= {"woz.en_answers.json": json.dumps([["en_0_0", "an answer"]] * 5).encode()}
     found.append(Reader("the authors' files", theirs, lambda at: from_lamol(str(at), str(at / "out"))))
 
     model = GPT(GPTConfig(vocab_size=1048, n_positions=8, n_embd=8, n_layer=1, n_head=2))

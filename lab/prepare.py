@@ -13,6 +13,7 @@ out and counted, at most as many as Table 1 of the paper counts, drawn with a fi
 """
 
 import argparse
+import bz2
 import csv
 import fcntl
 import gzip
@@ -36,6 +37,7 @@ from tqdm import tqdm
 
 RULES = "2"  # part of every key: change it when a reader's output changes
 SPLITS = ("train", "test")
+MAX_LINE, MAX_MEMBER, MAX_ARCHIVE = 2**24, 2**30, 2**34  # bytes: far above every public file
 METRIC_WITH_META = {"woz": "joint_goal_em", "sql": "lfem"}  # they need more than texts: see check_meta
 PARTS = ("context", "question", "answer")
 TABLE_1 = {  # the paper's sizes: train, test
@@ -351,7 +353,7 @@ def read_stories(archives, names) -> dict[str, str]:
             for member in tar:
                 name = Path(member.name).name.removesuffix(".story")
                 if member.isfile() and name in names:
-                    stories[name] = decode(tar.extractfile(member).read())
+                    stories[name] = decode(content_of(tar, member))
     return stories
 
 
@@ -641,14 +643,16 @@ def decode(raw: bytes) -> str:
 
 
 def text_of(path) -> str:
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+        raise DataError(f"{path}: no regular file")
     return decode(path.read_bytes())
 
 
 def text_lines(binary):
     """Lines of a binary stream as text, line ends as they are: the csv module wants them so.
 
-    Not io.TextIOWrapper, which can't read a member of a streamed archive."""
-    return map(decode, binary)
+    Not io.TextIOWrapper, which can't read a member of a streamed archive. A line of more than MAX_LINE bytes is cut."""
+    return map(decode, iter(lambda: binary.readline(MAX_LINE), b""))
 
 
 def json_items(path, text):
@@ -684,7 +688,7 @@ def jsonl_items(text):
 def csv_items(path, lines):
     """(line, fields) of each record, which may span lines; a broken one is given as an error. Quotes are doubled, and a
     backslash is an ordinary character. Raises DataError where the file ends within quotes."""
-    csv.field_size_limit(2**24)
+    csv.field_size_limit(MAX_LINE)
     reader = csv.reader(lines, strict=True)
     while True:
         line = reader.line_num + 1
@@ -786,26 +790,61 @@ def write_jsonl(path, rows):
         os.fsync(f.fileno())
 
 
+class Header(tarfile.TarInfo):
+    """A member's header, whose own extension (a long name, say) can't claim more than MAX_LINE bytes of memory."""
+
+    @classmethod
+    def frombuf(cls, *arguments):
+        header = super().frombuf(*arguments)
+        if not (header.isfile() or header.isdir() or header.size <= MAX_LINE):
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+
+class Bounded:
+    """A decompressed stream of at most MAX_ARCHIVE bytes: a small archive may hold more than anyone has time for."""
+
+    def __init__(self, f):
+        self.f, self.left = f, MAX_ARCHIVE
+
+    def read(self, size):
+        chunk = self.f.read(size)
+        self.left -= len(chunk)
+        if self.left < 0:
+            raise tarfile.ReadError(f"more than {MAX_ARCHIVE} bytes in it")
+        return chunk
+
+
 @contextmanager
 def tar_stream(archive):
-    """The members of a .tgz in their order, read to its end, where the checksum stands; nothing is unpacked, so no path
-    in it can do harm. Raises DataError for an archive that is broken."""
+    """The members of a .tgz or .tar.bz2 in their order, read to its end, where the checksum stands; nothing is
+    unpacked, so no path in it can do harm. Raises DataError for an archive that is broken or far too large."""
     try:
-        with gzip.open(archive) as f, tarfile.open(fileobj=f, mode="r|") as tar:
-            yield tar
-            while f.read(2**20):
-                pass
+        with (bz2.open if archive.suffix == ".bz2" else gzip.open)(archive) as f:
+            f = Bounded(f)
+            with tarfile.open(fileobj=f, mode="r|", tarinfo=Header) as tar:
+                yield tar
+                while f.read(2**20):
+                    pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
         raise DataError(f"{archive}: not a whole archive ({e}); delete it and fetch it again") from None
 
 
+def content_of(tar, member) -> bytes:
+    """A whole member. Raises ReadError where it is too large for memory."""
+    if member.size > MAX_MEMBER:
+        raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+    return tar.extractfile(member).read()
+
+
 def read_members(archive, names) -> dict[str, bytes]:
-    """Whole members of a .tar.bz2 by their base names; nothing is unpacked."""
-    try:
-        with tarfile.open(archive, "r:bz2") as tar:
-            return {Path(name).name: tar.extractfile(name).read() for name in names}
-    except (KeyError, tarfile.TarError, OSError, EOFError, AttributeError) as e:
-        raise DataError(f"{archive}: not a whole archive ({e}); delete it and fetch it again") from None
+    """Whole members of an archive by their base names."""
+    with tar_stream(archive) as tar:
+        wanted = (member for member in tar if member.isfile() and member.name in names)
+        found = {Path(member.name).name: content_of(tar, member) for member in wanted}
+    if missing := next((name for name in names if Path(name).name not in found), None):
+        raise DataError(f"{archive}: not a whole archive ({missing} is not in it); delete it and fetch it again")
+    return found
 
 
 # ---------------------------------------------------------------------- raw files: the user's own, or downloads

@@ -149,6 +149,8 @@ def write_json(path: Path, value) -> None:
 def read_json(path: Path):
     """Raises RunError, which names the file, where it is no JSON."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("no regular file")
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
         raise RunError(f"{path}: cut off or not JSON ({e}); delete its folder to make it anew") from None

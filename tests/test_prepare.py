@@ -3,6 +3,7 @@
 python -m pytest tests/test_prepare.py"""
 
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections import Counter
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -1234,3 +1236,50 @@ def test_named_tasks_are_prepared_and_their_folders_printed(tmp_path, capsys):
     folders = sorted((tmp_path / "cache" / "data").iterdir())
     assert len(folders) == 2 and all(f"{folder.name.split('-')[0]} {folder}" in said for folder in folders)
     assert all(len(read_jsonl(folder / f"{split}.jsonl")) > 1 for folder in folders for split in SPLITS)
+
+
+# ---------------------------------------------------------------------- archives and files that mean harm
+
+
+def bomb(path, header_type, size, fill=b"\0"):
+    """A .tgz of a few kilobytes whose first member claims, and has, `size` bytes."""
+    info = tarfile.TarInfo("dbpedia_csv/train.csv")
+    info.type, info.size = header_type, size
+    with gzip.open(path, "wb", compresslevel=1) as f:
+        f.write(info.tobuf())
+        for _ in range(size // 2**20):
+            f.write(fill * 2**20)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE], ids=["pax", "long", "file"]
+)
+def test_a_small_archive_that_unpacks_to_far_more_is_refused_in_little_memory(tmp_path, monkeypatch, kind):
+    (tmp_path / "dbpedia").mkdir()
+    bomb(tmp_path / "dbpedia" / "dbpedia_csv.tgz", kind, 2**28)
+    monkeypatch.setattr(prepare_file, "MAX_ARCHIVE", 2**25)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="not a whole archive"):
+        prepare_file.prepare("dbpedia", tmp_path, tmp_path / "cache")
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()
+
+
+def test_a_member_that_is_too_large_for_memory_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "wikisql").mkdir()
+    with tarfile.open(tmp_path / "wikisql" / "data.tar.bz2", "w:bz2") as tar:
+        info = tarfile.TarInfo("data/train.jsonl")
+        info.size = 2**20
+        tar.addfile(info, io.BytesIO(b" " * 2**20))
+    monkeypatch.setattr(prepare_file, "MAX_MEMBER", 2**19)
+    with pytest.raises(DataError, match=r"train\.jsonl has 1048576 bytes"):
+        prepare_file.prepare("sql", tmp_path, tmp_path / "cache")
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        os.mkfifo(own / name)
+    with pytest.raises(DataError, match="no regular file"):
+        prepare_file.read_task(own, "em")
