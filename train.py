@@ -282,7 +282,7 @@ def main(argv=None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as e:
-        print(f"interrupted{e}", file=sys.stderr)
+        print(f"interrupted{e}" if str(e) else "interrupted before the run began", file=sys.stderr)
         return interruption.code
 
 

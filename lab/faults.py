@@ -38,11 +38,11 @@ class Lab:
 
     def __init__(self, folder: Path, variant: str):
         self.folder, self.options = folder, SMALL + VARIANTS[variant]
-        began = time.time()
-        code, said = self.run("unbroken")
-        if code:
+        process = self.until("unbroken", lambda run: True)
+        began, said = time.time(), process.communicate()[1]
+        if process.returncode:
             raise SystemExit(f"error: the unbroken run failed: {said}")
-        self.seconds, self.wanted = time.time() - began, self.result("unbroken")
+        self.seconds, self.wanted = time.time() - began, self.result("unbroken")  # since it had a directory
 
     def start(self, runs: str, *more, **keywords):
         """The process of a run in <folder>/<runs>."""
@@ -66,6 +66,7 @@ class Lab:
         files = {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
         found = {name: content for name, content in files.items() if name not in left_out}
         log = [{k: v for k, v in line.items() if k != "tokens_per_s"} for line in read_jsonl(run / "log.jsonl")]
+        log = [line for line in log if line["phase"] == "student"]  # a teacher may have been found, and not made
         return found | {"log": log, "summary": "summary.json" in files}
 
     def until(self, runs: str, condition) -> subprocess.Popen:
@@ -102,10 +103,15 @@ def kill(lab: Lab, rounds: int, r: random.Random, number=signal.SIGKILL) -> dict
             if process.returncode == 0:
                 break
             count["hits"] += hit
-            wanted = -9 if number == signal.SIGKILL else 128 + number
-            clear = clear and hit and process.returncode == wanted and (number == signal.SIGKILL or "--resume" in said)
+            if number == signal.SIGKILL:
+                good = process.returncode == -number
+            else:  # the last moments of a process, when all is done, are Python's own
+                good = process.returncode == 128 + number and said.startswith("interrupted") and "\n" not in said
+                good = good or (lab.directory(name) / "summary.json").exists()
+            if not (hit and good):
+                print(f"    ended with {process.returncode}: {said}")
+                clear = False
             if not hit:
-                print(f"    failed with {process.returncode}: {said}")
                 break
         count["survived"] += process.returncode == 0
         count["identical"] += process.returncode == 0 and lab.result(name) == lab.wanted
