@@ -129,7 +129,7 @@ def get_teacher(run, task):
     folder = Path(o.teachers).expanduser() / f"{task.name}-{rundir.key_of(key)}"
     if folder.is_dir():
         print(f"teacher  of {task.name}: found in {folder}")
-        run.teacher_times[task.name] = rundir.read_json(folder / "config.json").get("seconds")
+        run.teacher_times[task.name] = rundir.read_json(folder / "config.json", dict).get("seconds")
         return GPT.from_pretrained(folder / "model").to(run.device)
     model = run.fresh()
     learn(run, model, run.encoded[task.name], [], 0, task.name, "teacher", epochs, lm=not o.qa_only)

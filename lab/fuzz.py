@@ -22,13 +22,14 @@ import torch
 
 from data import METRICS, DataError, Example, Task, load_task
 from eval import load_model, read_run, score
-from lab import rundir
+from lab import paper, rundir
 from lab.options import Options, parent_of
 from lab.prepare import from_lamol, prepare, story_name
 from lab.rundir import RunError
 from model import GPT, GPTConfig, ModelFileError
 
 SECONDS, MEMORY = 10, 2**31
+STREAM = ("woz", "sql", "cnn")
 CLEAR = (DataError, ModelFileError, RunError)
 NASTY = [
     b"\x00",
@@ -241,9 +242,25 @@ def readers(data: Path, folder: Path) -> list[Reader]:
             lambda at: parent_of(str(at / "run")),
         )
     )
+    lines = [{"stage": m, "epoch": 1, "task": t, "score": 5.0, "metric": "em"} for m in range(4) for t in STREAM]
+    answers = [{"task": t, "id": "1", "prediction": "a", "answer": "a"} for t in STREAM]
+    behind = {"run/scores.jsonl": lines, "run/3-cnn/predictions.jsonl": answers}
+    behind = {name: "".join(json.dumps(x) + "\n" for x in rows).encode() for name, rows in behind.items()}
+    costs = {"parameters": 10, "wall_time_s": 1.0, "teacher_time_s": 0.5, "teacher_time_here_s": 0.5}
+    behind["run/summary.json"] = json.dumps(summary | costs).encode()
+    found.append(Reader("a run behind a table", behind, lambda at: behind_a_table(at / "run")))
     kept = {k: v for k, v in files.items() if "checkpoint" in k or "scores" in k}
     found.append(Reader("a checkpoint", kept, lambda at: rundir.last_checkpoint(at / "run", based=True)))
     return found
+
+
+def behind_a_table(run: Path) -> None:
+    """What lab.paper makes of a run: a cell of a table, a curve, a cost, an agreement."""
+    key = paper.keys_of("figure3", [0])[0]
+    paper.draw("figure3", {key: run}, run / "figure.png")
+    for what in ("table2", "figure3", "claims"):
+        paper.cells_of(what, {key: run}, [0])
+    paper.hits(run)
 
 
 def run_file(run: Path, name: str) -> Path:

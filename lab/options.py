@@ -181,9 +181,7 @@ def parent_of(run: str) -> tuple[dict, str]:
     path = Path(run).expanduser() / "config.json"
     if not (path.is_file() and path.with_name("summary.json").is_file()):
         raise RunError(f"--continue {run}: no finished run is there; if it was cut off, --resume it first")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise RunError(f"{path}: a JSON object is expected")
+    config = read_json(path, dict)
     for f in fields(Options):
         value, types = config.get(f.name), (int, float) if f.type is float else (f.type,)
         if type(value) not in types or (f.metadata["choices"] and value not in f.metadata["choices"]):

@@ -94,8 +94,9 @@ def scores(path: Path) -> dict[str, float]:
     summary = read_run(path)
     try:
         last = final_scores(summary["method"], summary["order"], {int(m): row for m, row in summary["scores"].items()})
-        return {**{task: last[task] for task in summary["order"]}, "avg": summary["average"]}
-    except (KeyError, ValueError) as e:
+        numbers = {task: last[task] for task in summary["order"]} | {"avg": summary["average"]}
+        return {name: float(x) for name, x in numbers.items()}
+    except (KeyError, ValueError, TypeError) as e:
         raise DataError(f"{path / 'summary.json'}: not a run's summary ({e!r})") from None
 
 
@@ -168,13 +169,12 @@ def curves(what, runs, seeds) -> list[Cell]:
 
 def read_scores(run: Path) -> list[dict]:
     """The lines of a run's scores.jsonl. Raises DataError where there are none, or they can't be read."""
-    path = run / "scores.jsonl"
     try:
-        lines = [{key: x[key] for key in ("stage", "epoch", "task", "score")} for x in rundir.read_jsonl(path)]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{path}: can't be read ({e!r})") from None
+        lines = rundir.read_scores(run)
+    except (OSError, RunError) as e:
+        raise DataError(f"{run / 'scores.jsonl'}: can't be read ({e})") from None
     if not lines:
-        raise DataError(f"{path}: no scores in it")
+        raise DataError(f"{run / 'scores.jsonl'}: no scores in it")
     return lines
 
 
@@ -190,12 +190,13 @@ def costs(runs, wanted) -> list[Cell]:
     cells = {}
     for key, path in runs.items():
         if key.label in METHODS and key.order in PUBLISHED["table2"]:
-            s = read_run(path)
-            if not {"teacher_time_s", "teacher_time_here_s", "parameters"} <= s.keys():
+            summary = read_run(path)
+            names = ("wall_time_s", "teacher_time_here_s", "teacher_time_s", "parameters")
+            in_all, here, teachers, parameters = numbers = [summary.get(name) for name in names]
+            if not all(isinstance(n, int | float) for n in numbers):
                 continue
-            seconds = s["wall_time_s"] - s["teacher_time_here_s"] + s["teacher_time_s"]
-            cells.setdefault(("seconds", key.label), []).append(seconds)
-            cells.setdefault(("parameters", key.label), []).append(s["parameters"])
+            cells.setdefault(("seconds", key.label), []).append(in_all - here + teachers)
+            cells.setdefault(("parameters", key.label), []).append(parameters)
     return [Cell("cost", kind, label, "", ours, None, len(ours), wanted) for (kind, label), ours in cells.items()]
 
 

@@ -181,7 +181,7 @@ class Run:
     def take_over(self, model) -> None:
         """--continue: weights and scores of the parent's last stage."""
         parent, known = Path(self.o.continue_).expanduser(), len(self.parent["tasks"])
-        rundir.write_jsonl(self.dir / "scores.jsonl", rundir.read_jsonl(parent / "scores.jsonl"))
+        rundir.write_jsonl(self.dir / "scores.jsonl", rundir.read_scores(parent))
         self.score(model, self.tasks[known:], 0, 0)
         student = GPT.from_pretrained(parent / "model")
         if student.config != model.config:
@@ -241,7 +241,7 @@ class Run:
         """Score a model on tasks; the scores go to scores.jsonl, the predictions are returned. What an earlier try has
         scored already is left out."""
         path, predictions = self.dir / "scores.jsonl", []
-        known = rundir.read_jsonl(path) if path.exists() else []
+        known = rundir.read_scores(self.dir) if path.exists() else []
         known = {(line["stage"], line["epoch"], line["task"]) for line in known}
         for task in tasks:
             if (stage, epoch, task.name) in known:
@@ -270,7 +270,7 @@ class Run:
 
     def finish(self) -> dict:
         """Summary, curves, and what a reader wants to see of a run: its table, some answers, some pseudo-samples."""
-        rows = rundir.read_jsonl(self.dir / "scores.jsonl")
+        rows = rundir.read_scores(self.dir)
         summary = summarise(self.o.method, list(self.slots), rows)
         summary["parameters"] = sum(p.numel() for p in self.pretrained.parameters())
         summary["wall_time_s"] = round(time.time() - self.began, 1)
@@ -290,12 +290,14 @@ class Run:
         """Three answers of the last student a task, and two of the pseudo-samples that were dreamt up of it a stage."""
         said, answers, dreams = [], {}, {}
         for folder in sorted(self.dir.glob("[0-9]*-*"), key=lambda folder: int(folder.name.split("-")[0])):
-            lines = rundir.read_jsonl(folder / "predictions.jsonl")
+            lines = rundir.read_jsonl(folder / "predictions.jsonl", task=str, prediction=str)
             for task in self.tasks:  # the last stage's stand
                 answers[task.name] = [x["prediction"] for x in lines if x["task"] == task.name] or answers.get(
                     task.name
                 )
-            for line in rundir.read_jsonl(folder / "pseudo.jsonl") if (folder / "pseudo.jsonl").exists() else ():
+            texts = dict.fromkeys(("task", "rejected", "context_and_question", "answer"), str)
+            path = folder / "pseudo.jsonl"
+            for line in rundir.read_jsonl(path, **texts) if path.exists() else ():
                 dreams.setdefault((line["task"], folder.name), []).append(line)
         for task in self.tasks:
             said.append(f"\n{task.name}, answers to the first test examples after the last stage")

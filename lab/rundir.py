@@ -104,9 +104,7 @@ def differences(path: Path, config: dict, ignored: set[str]) -> list[str]:
     """The keys of `config` that the config.json of an earlier try has otherwise. Raises RunError without one."""
     if not path.exists():
         raise RunError(f"{path} is missing, so nobody knows with which options this run was made; delete its directory")
-    before = read_json(path)
-    if not isinstance(before, dict):
-        raise RunError(f"{path}: a JSON object is expected; delete its directory to start anew")
+    before = read_json(path, dict)
     now = json.loads(json.dumps(config))  # as it would be read
     return [key for key in now if key not in ignored and before.get(key) != now[key]]
 
@@ -146,12 +144,15 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path):
-    """Raises RunError, which names the file, where it is no JSON."""
+def read_json(path: Path, kind=object):
+    """Raises RunError, which names the file, where it is no JSON of this kind."""
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise ValueError("no regular file")
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, kind):
+            raise ValueError(f"a {kind.__name__} is expected")
+        return value
     except (ValueError, RecursionError) as e:
         raise RunError(f"{path}: cut off or not JSON ({e}); delete its folder to make it anew") from None
 
@@ -165,13 +166,23 @@ def append_jsonl(path: Path, row: dict) -> None:
         f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict]:
-    """Raises RunError, which names the file, where a line is no JSON."""
+def read_jsonl(path: Path, **types) -> list[dict]:
+    """Raises RunError, which names the file, where a line is no JSON object, or lacks a value of one of the types."""
     try:
         text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n") if line]  # a text may hold other line separators
-    except (ValueError, RecursionError) as e:
-        raise RunError(f"{path}: cut off or not JSON lines ({e})") from None
+        rows = [json.loads(line) for line in text.split("\n") if line]  # a text may hold other line separators
+        for row in rows:
+            for key, kind in types.items():
+                if not isinstance(row[key], kind):
+                    raise ValueError(f"{key} is {row[key]!r:.50}")
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise RunError(f"{path}: cut off or not the JSON lines of a run ({e!r:.200})") from None
+    return rows
+
+
+def read_scores(run: Path) -> list[dict]:
+    """The lines of a run's scores.jsonl. Raises RunError where they can't be read."""
+    return read_jsonl(run / "scores.jsonl", stage=int, epoch=int, task=str, score=int | float)
 
 
 def write_folder(path: Path, fill) -> None:
