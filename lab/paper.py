@@ -281,7 +281,7 @@ def draw_task(ax, task: str, order: list[str], epochs: int, found: dict[str, lis
     """A panel of Figures 3 to 5: a task's score over the epochs of all stages, a line a method (mean over seeds, band:
     one standard deviation), stages marked. found: label -> the lines of scores.jsonl of each of its runs."""
     for label, (_, color, style) in METHODS.items():
-        if many := [curve(lines, task) for lines in found.get(label, [])]:
+        if many := [points for lines in found.get(label, []) if (points := curve(lines, task))]:
             x, y = list(many[0]), list(zip(*(c.values() for c in many)))
             middle, sd = [mean(v) for v in y], [stdev(v) if len(v) > 1 else 0.0 for v in y]
             ax.plot(x, middle, color=color, linestyle=style, label=label, linewidth=1.6)

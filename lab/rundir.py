@@ -182,7 +182,11 @@ def read_jsonl(path: Path, **types) -> list[dict]:
 
 def read_scores(run: Path) -> list[dict]:
     """The lines of a run's scores.jsonl. Raises RunError where they can't be read."""
-    return read_jsonl(run / "scores.jsonl", stage=int, epoch=int, task=str, score=int | float)
+    rows = read_jsonl(run / "scores.jsonl", stage=int, epoch=int, task=str, score=int | float)
+    for row in rows:
+        if not (0 <= row["stage"] < 10**6 and 0 <= row["epoch"] < 10**6 and 0 <= row["score"] < 100.5):
+            raise RunError(f"{run / 'scores.jsonl'}: no line of scores: {str(row)[:200]}")
+    return rows
 
 
 def write_folder(path: Path, fill) -> None:
