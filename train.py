@@ -33,8 +33,9 @@ import lamol
 from data import IGNORE, DataError, encode_parts, make_batch, plan_epoch
 from eval import table
 from lab import rundir
+from lab.log import TrainingLog
 from lab.options import TEACHER_KEY, Options, parse
-from lab.run import Run, TrainingLog, finished, key_of_examples
+from lab.run import Run, finished, key_of_examples
 from lab.rundir import RunError, interruption, seed_of, stream
 from model import GPT, ModelFileError, move
 

@@ -5,7 +5,6 @@ A `Run` holds no training state, so every phase of a run is a function of it and
 
 import copy
 import hashlib
-import math
 import os
 import platform
 import re
@@ -174,6 +173,7 @@ class Run:
         if self.base:
             with self.readable():
                 model.load_state_dict(weights_of(self.base[1]))
+            self.base = None
         elif self.o.continue_:
             self.take_over(model)
         return model
@@ -344,57 +344,3 @@ def key_of_examples(task) -> str:
 def weights_of(tensors: dict) -> dict:
     """The model's, of a checkpoint."""
     return {name.removeprefix("model."): p for name, p in tensors.items() if name.startswith("model.")}
-
-
-class TrainingLog:
-    """Losses, gradient norm and speed since the last line of log.jsonl; nothing is read from the device in between."""
-
-    def __init__(self, run, name, phase, epoch, bar, samples):
-        self.path, self.bar, self.samples = run.dir / "log.jsonl", bar, samples
-        self.where = {"task": name, "phase": phase, "epoch": epoch}
-        self.step = self.examples = 0
-        self.start()
-
-    def start(self):
-        self.updates, self.now, self.since = [], [0.0, 0.0], time.perf_counter()
-        self.tokens = self.padded = 0
-
-    def place(self, step=0) -> str:
-        return "{phase} {task}, epoch {epoch}, update ".format(**self.where) + str(step or self.step)
-
-    def begin(self, step, indices):
-        """Of an update: its number, and which samples are in it."""
-        self.step, self.indices, self.examples = step, indices, len(indices)
-
-    def add(self, parts, rows):
-        """A group of rows: what QA and LM rows add to the loss, on the device."""
-        self.now = [total + part for total, part in zip(self.now, parts)]
-        self.tokens += rows.ids.numel()
-        self.padded += sum(R * T for _, R, T in rows.packing.blocks)  # what attention sees; all else has no padding
-
-    def end(self, norm, may_overflow):
-        """Of an update: the gradient's norm, on the device, and whether the scaler mends it when that is no number."""
-        self.updates.append((self.step, self.indices, may_overflow, torch.stack([*self.now, norm])))
-        self.now = [0.0, 0.0]
-
-    def write(self, lr):
-        """A line of the log. Raises RunError where a loss or a gradient was no number."""
-        numbers = torch.stack([values for *_, values in self.updates]).tolist()  # here a GPU is waited for
-        made = []
-        for (step, indices, may_overflow, _), values in zip(self.updates, numbers):
-            if all(map(math.isfinite, values)):
-                made.append(values)
-            elif not may_overflow:
-                qa, lm, norm = values
-                what = f"loss is {qa + lm}" if not math.isfinite(qa + lm) else f"gradient's norm is {norm}"
-                ids = ", ".join(self.samples[i].id for i in indices[:20]) + (", ..." if indices[20:] else "")
-                raise RunError(f"the {what} in {self.place(step)}, with examples {ids}: a lower --lr may help")
-        qa, lm, norm = (sum(column) / len(made) for column in zip(*made)) if made else (None, None, None)
-        loss, rate = None if qa is None else qa + lm, round(self.tokens / (time.perf_counter() - self.since))
-        line = {"step": self.step, "loss": loss, "loss_qa": qa, "loss_lm": lm, "grad_norm": norm, "lr": lr}
-        line |= {"tokens_per_s": rate, "attention_padding": round(1 - self.tokens / self.padded, 3)}
-        rundir.append_jsonl(self.path, self.where | line)
-        loss = "skipped by the scaler" if loss is None else f"loss {loss:.3f}"
-        self.said = f"{loss} (last {len(self.updates)} updates), {rate} tokens/s"
-        self.bar.set_postfix_str(self.said)
-        self.start()

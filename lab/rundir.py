@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -306,13 +307,13 @@ class Interruption:
     """SIGINT and SIGTERM as a KeyboardInterrupt, which waits for the end of a training step; a second signal does not
     wait. `code`: what the process exits with."""
 
-    code, waiting = 130, False
+    code, waiting, came = 130, False, False
 
     @contextmanager
     def caught(self):
-        """Signals in this block come here."""
-        before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Signals in this block come here; Python allows that in the main thread only."""
+        before, main = {}, threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM) if main else ():
             before[number] = signal.signal(number, self.handle)
         self.came = False
         try:

@@ -103,8 +103,8 @@ def commands(monkeypatch, tmp_path):
         o = parse(command[2:])
         folder = Path(o.runs_dir) / name_for(command[2:])
         given.append(folder.name)
-        assert not folder.exists()
-        folder.mkdir()
+        assert o.resume == folder.exists()
+        folder.mkdir(exist_ok=True)
         tasks = o.order.split(",")
         lines = [{"stage": m, "epoch": o.epochs, "task": t, "score": 50 + o.seed} for m in (1, 2, 3) for t in tasks]
         (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -118,7 +118,7 @@ def commands(monkeypatch, tmp_path):
     return given
 
 
-def test_the_comparison_skips_what_is_finished_and_repeats_what_was_cut_off(commands, tmp_path, capsys):
+def test_the_comparison_skips_what_is_finished_and_goes_on_with_what_was_cut_off(commands, tmp_path, capsys):
     runs = tmp_path / "runs"
     (runs / (cut_off := list(comparison())[3])).mkdir(parents=True)
     assert lab.nano.main(["--compare", "--runs-dir", str(runs), "--jobs", "2", "--out", str(tmp_path)]) == 0

@@ -17,7 +17,7 @@ import torch
 
 import train
 from lab import rundir
-from lab.run import TrainingLog
+from lab.log import TrainingLog
 from lab.rundir import checkpoints, read_json, read_jsonl
 
 
