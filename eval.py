@@ -250,6 +250,9 @@ def summarise(method: str, order: list[str], rows: list[dict]) -> dict:
     def r(i, j):  # R[i][j], tasks counted from 1
         return R[i][order[j - 1]]
 
+    def best(j):  # a stage before a run was continued was not scored on tasks that came then
+        return max(R[i][order[j - 1]] for i in range(T) if order[j - 1] in R[i])
+
     earlier = range(1, T) if method in ("finetune", "lamol") else ()  # the other methods have no earlier tasks
     return {
         "order": order,
@@ -257,7 +260,9 @@ def summarise(method: str, order: list[str], rows: list[dict]) -> dict:
         "scores": R,
         "average": mean([last[task] for task in order]),
         "backward_transfer": mean([r(T, j) - r(j, j) for j in earlier]),
-        "forgetting": mean([max(r(i, j) for i in range(T)) - r(T, j) for j in earlier]),
+        "forgetting": mean(
+            [max(R[i][order[j - 1]] for i in range(T) if order[j - 1] in R[i]) - r(T, j) for j in earlier]
+        ),
         "forward_transfer": mean([r(j, j + 1) - r(0, j + 1) for j in earlier]),
     }
 
@@ -299,20 +304,21 @@ def draw_curves(order: list[str], epochs: int, rows: list[dict], path: str) -> N
 
     fig, axes = plt.subplots(len(order), 1, figsize=(7, 1.2 + 1.7 * len(order)), sharex=True, squeeze=False)
     last = max(row["stage"] for row in rows)
+    ends = [0]  # the epochs until the end of each stage; those of a run that was continued may be longer or shorter
+    for stage in range(1, last + 1):
+        ends.append(ends[-1] + max((row["epoch"] for row in rows if row["stage"] == stage), default=epochs))
     for task, ax in zip(order, axes[:, 0]):
-        points = sorted(
-            (max(0, row["stage"] - 1) * epochs + row["epoch"], row["score"]) for row in rows if row["task"] == task
-        )
+        points = sorted((ends[max(0, x["stage"] - 1)] + x["epoch"], x["score"]) for x in rows if x["task"] == task)
         ax.plot(*zip(*points), marker="o", markersize=3, color="0.25")
-        for stage in range(1, last):
-            ax.axvline(stage * epochs, linestyle="--", linewidth=0.8, color="0.5")
+        for end in ends[1:-1]:
+            ax.axvline(end, linestyle="--", linewidth=0.8, color="0.5")
         ax.set(ylim=(-3, 103), ylabel=f"{task}, %")
         ax.grid(alpha=0.3)
     if last == len(order):
         for stage, task in enumerate(order):
-            middle = (stage + 0.5) / len(order)
+            middle = (ends[stage] + ends[stage + 1]) / 2 / ends[-1]
             axes[0, 0].text(middle, 1.04, f"learns {task}", transform=axes[0, 0].transAxes, ha="center", fontsize=9)
-    axes[-1, 0].set(xlabel="epochs", xlim=(0, last * epochs))
+    axes[-1, 0].set(xlabel="epochs", xlim=(0, ends[-1]))
     fig.tight_layout()
     fig.savefig(path, dpi=130, format="png")
     plt.close(fig)

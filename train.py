@@ -23,7 +23,6 @@ Algorithm 1, for each task m of the stream (D_m its data, θ_T the teacher, θ_S
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -31,11 +30,10 @@ from tqdm import tqdm
 import kd
 import lamol
 from data import IGNORE, DataError, encode_parts, make_batch, plan_epoch
-from eval import table
 from lab import rundir
 from lab.log import TrainingLog
-from lab.options import TEACHER_KEY, Options, parse
-from lab.run import Run, finished, key_of_examples
+from lab.options import Options, parse
+from lab.run import Run
 from lab.rundir import RunError, interruption, seed_of, stream
 from model import GPT, ModelFileError, move
 
@@ -124,13 +122,11 @@ def get_teacher(run, task):
     It starts from the pretrained weights and learns its task alone by NLL: it IS the `single` model of Table 3."""
     o = run.o
     epochs = min(o.epochs, 9) if o.method == "multitask" else o.epochs  # row (7): single-task teachers, trained as such
-    key = {"task": task.name, "slot": run.slots[task.name], "epochs": epochs, "max_len": run.max_len}
-    key |= {"examples": key_of_examples(task)}
-    key |= {"dtype": str(run.dtype), "pretrained": run.fingerprint} | {name: getattr(o, name) for name in TEACHER_KEY}
-    folder = Path(o.teachers).expanduser() / f"{task.name}-{rundir.key_of(key)}"
+    folder, key = run.teacher_folder(task, epochs)
     if folder.is_dir():
         print(f"teacher  of {task.name}: found in {folder}")
-        run.teacher_times[task.name] = rundir.read_json(folder / "config.json", dict).get("seconds")
+        seconds = rundir.read_json(folder / "config.json", dict).get("seconds")
+        run.teacher_times[task.name] = seconds if isinstance(seconds, int | float) else None
         return GPT.from_pretrained(folder / "model").to(run.device)
     model = run.fresh()
     learn(run, model, run.encoded[task.name], [], 0, task.name, "teacher", epochs, lm=not o.qa_only)
@@ -217,7 +213,7 @@ def lifelong(run):
     """Algorithm 1. finetune keeps line 5 alone, on QA rows (as released); lamol --kd none leaves out line 1."""
     o, student = run.o, run.student()
     if not run.stages_done:
-        run.score(student, run.tasks, 0, 0)
+        run.score(student, run.tasks, 0, 0, once=True)
     for m, task in list(enumerate(run.tasks, 1))[run.stages_done :]:
         folder = run.dir / f"{m}-{task.name}"
         current, replay, teacher, soft = run.encoded[task.name], [], None, None  # the last task's teacher goes
@@ -239,14 +235,14 @@ def lifelong(run):
 def single(run):
     """Table 3, rows (1) and (2): a model for each task, on its own. These are the teachers."""
     for m, task in list(enumerate(run.tasks, 1))[run.stages_done :]:
-        run.score(run.fresh(), [task], 0, 0)
+        run.score(run.fresh(), [task], 0, 0, once=True)
         run.end_stage(get_teacher(run, task), m, task.name, [task])
 
 
 def multitask(run):
     """Table 3, rows (3) to (7): all tasks at once, each example with its own task's token."""
     o, model, rows, name = run.o, run.fresh(), [], "+".join(run.slots)
-    run.score(model, run.tasks, 0, 0)
+    run.score(model, run.tasks, 0, 0, once=True)
     for task in run.tasks:
         if o.kd == "seq":
             teacher = frozen(run, get_teacher(run, task))
@@ -263,10 +259,9 @@ METHODS = {"finetune": lifelong, "lamol": lifelong, "single": single, "multitask
 
 def start(o: Options) -> dict:
     """One run from options to summary. Raises DataError, ModelFileError, RunError."""
-    if o.resume and (summary := finished(o)):
-        print(f"{table(summary)}\n\nfinished already")
-        return summary
     run = Run(o)
+    if run.finished:
+        return run.show()
     with run.watched():
         METHODS[o.method](run)
         return run.finish()

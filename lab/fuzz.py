@@ -223,11 +223,14 @@ def readers(data: Path, folder: Path) -> list[Reader]:
 
     found.append(Reader("a model", files, used))
     run, state = folder / "run", {"phase": "", "stages": 1, "stage": 1, "name": "a", "said": "", "seconds": 1.0}
+    state |= {"epoch": 0, "seen": 0, "phase_seconds": 1.0, "teacher_times": {"a": 1.0}, "made_here": {}, "scaler": {}}
     rundir.append_jsonl(run_file(run, "scores.jsonl"), {"stage": 1, "epoch": 1, "task": "a", "score": 1.0})
     rundir.save_checkpoint(run, state, model)
     config = asdict(Options(method="lamol", kd="word", model="nano"))
     config |= {"epochs": 1, "lr": 0.1, "batch_size": 8, "adam_epsilon": 1e-8, "eval_every_epoch": True, "resume": False}
-    rundir.write_json(run / "config.json", config | {"tasks": ["a"], "data": {"a": "0"}, "slots": {"a": 1010}})
+    rundir.write_json(
+        run / "config.json", config | {"tasks": ["woz"], "order": "woz", "data": {"woz": "0"}, "slots": {"a": 1010}}
+    )
     summary = {"order": ["a"], "method": "lamol", "scores": {"0": {"a": 0.0}, "1": {"a": 1.0}}, "average": 1.0}
     summary |= dict.fromkeys(("backward_transfer", "forward_transfer", "forgetting"))
     rundir.write_json(run / "summary.json", summary)

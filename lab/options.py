@@ -83,7 +83,7 @@ class Options:
     keep_models: bool = option(False, "keep the student of every stage, not only the last")
     log_every: int = option(50, "updates between two lines of log.jsonl")
     resume: bool = option(False, "go on with a run that was cut off, from its last checkpoint")
-    continue_: str = option("", "a finished run (its directory): teach it the tasks of --order too, with its options")
+    continue_: str = option("", "a finished run (its directory): with its options but for paths, teach it --order too")
 
 
 # Options that don't change the result (or only its rounding) are not in the run's name ...
@@ -127,6 +127,8 @@ def resolve(o: Options) -> Options:
         raise ValueError(f"--order {o.order}: task {twice!r} stands there twice")
     if o.kd not in ("", "none") and not (o.method == "lamol" or (o.method, o.kd) == ("multitask", "seq")):
         raise ValueError(f"--kd {o.kd} can't be used with --method {o.method} (lamol takes all, multitask takes seq)")
+    if o.continue_ and o.method not in ("finetune", "lamol"):
+        raise ValueError(f"--continue can't be used with --method {o.method} (finetune and lamol only)")
     if o.qa_only and o.method not in ("single", "multitask"):
         raise ValueError(f"--qa-only can't be used with --method {o.method} (single and multitask only)")
     model = o.model or default_model(names)
@@ -186,9 +188,14 @@ def parent_of(run: str) -> tuple[dict, str]:
         value, types = config.get(f.name), (int, float) if f.type is float else (f.type,)
         if type(value) not in types or (f.metadata["choices"] and value not in f.metadata["choices"]):
             raise RunError(f"{path}: {f.name} is {value!r}: not the config.json of a run of this version")
-    strings = config.get("tasks"), list(config.get("data") or ())
-    if not all(isinstance(x, list) and x and all(isinstance(name, str) for name in x) for x in strings):
-        raise RunError(f"{path}: not the config.json of a run of this version")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RunError(f"{path}: {f.name} is {value}")
+    try:
+        tasks, data = [task_name(entry) for entry in config["order"].split(",")], config["data"]
+        if config["tasks"] != tasks or not all(isinstance(data[name], str) for name in tasks):
+            raise ValueError("its tasks and their data don't fit its order")
+    except (ValueError, KeyError, TypeError, IndexError) as e:
+        raise RunError(f"{path}: not the config.json of a run of this version, here ({e})") from None
     if config["method"] not in ("finetune", "lamol"):
         raise RunError(f"--continue {run}: --method {config['method']} learns no stream that could go on")
     return config, hashlib.sha256(path.read_bytes()).hexdigest()[:8]
@@ -214,10 +221,10 @@ def parse(argv=None) -> Options:
             parser.add_argument(flag, type=f.type, choices=f.metadata["choices"], **keywords)
     given = parser.parse_args(argv)
     if given.continue_:
-        parent, before = parent_of(given.continue_)[0], Path(given.continue_).expanduser()
-        own = {"order": "", "runs_dir": str(before.parent), "resume": False, "continue_": ""}
-        own |= {} if Path(parent["teachers"]).expanduser().is_dir() else {"teachers": ""}
-        parser.set_defaults(**{f.name: parent[f.name] for f in fields(Options)} | own)
+        parent, runs_dir = parent_of(given.continue_)[0], Path(given.continue_).expanduser().resolve().parent
+        here = {"order": "", "runs_dir": str(runs_dir), "resume": False, "continue_": ""}
+        here |= {f.name: f.default for f in fields(Options) if f.name in ("data_dir", "cache_dir", "teachers")}
+        parser.set_defaults(**{f.name: parent[f.name] for f in fields(Options)} | here)  # a stranger names no paths
         given = parser.parse_args(argv)
         if not given.order:
             parser.error("--continue: --order must name the new tasks")

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
-from data import Tokenizer, answer_budget, encode_task, load_task, task_name
+from data import METRICS, Tokenizer, answer_budget, encode_task, load_task
 from eval import draw_curves, predict, read_run, score, summarise, table
 from lab import rundir
 from lab.options import (
     NOT_COMPARED,
     ROUNDING,
+    TEACHER_KEY,
     Options,
     choose_device,
     default_model,
@@ -63,22 +64,27 @@ class Run:
             self.rule = "added" if o.kd in ("word", "seqsoft") else "joint"
         if o.continue_:
             self.parent = parent_of(o.continue_)[0]
-            for name in self.parent["tasks"]:
-                if self.parent["data"].get(name) != key_of_examples(next(t for t in self.tasks if t.name == name)):
-                    raise RunError(f"--continue {o.continue_}: task {name} has other data now than that run had")
+            for task in self.tasks[: len(self.parent["tasks"])]:
+                if self.parent["data"][task.name] != key_of_examples(task):
+                    raise RunError(f"--continue {o.continue_}: task {task.name} has other data now than that run had")
         self.dir, self.lock = rundir.open_run(o.runs_dir, name_of(o, list(self.slots)), o.resume)
         if o.kd != "none" or o.method == "single":
             rundir.writable("--teachers", o.teachers)
-        config = asdict(o) | {"tasks": list(self.slots), "slots": self.slots, "answer_budgets": self.budgets}
+        self.finished = (self.dir / "summary.json").exists()
+        config = (
+            asdict(o)
+            | {"order": absolute(o.order)}
+            | {"tasks": list(self.slots), "slots": self.slots, "answer_budgets": self.budgets}
+        )
         config |= {"data": {task.name: key_of_examples(task) for task in self.tasks}, "pretrained": self.fingerprint}
         config |= {"resolved_device": str(self.device), "resolved_dtype": str(self.dtype).removeprefix("torch.")}
         config |= {"resolved_max_len": self.max_len, "resolved_replay_loss": self.rule}
         config |= {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        self.stages_done, self.said_last = 0, "from the beginning"
+        self.stages_done, self.said_last, self.earlier = 0, "from the beginning", {}  # earlier: a try's config.json
         self.found = self.base = None  # checkpoints: of a phase that was cut off, and of the stage's end before it
         if o.resume:
             self.resume(config)
-        if not self.found:
+        if not self.found and not self.finished:
             rundir.write_json(self.dir / "config.json", config)
         self.announce(why)
 
@@ -111,29 +117,38 @@ class Run:
         path = self.dir / "config.json"
         if other := rundir.differences(path, config, NOT_COMPARED | ROUNDING):
             raise RunError(f"{self.dir} was made with other options or data: {', '.join(other)} (see its config.json)")
+        if self.finished:
+            return
+        self.earlier = rundir.read_json(path, dict)
         if other := rundir.differences(path, config, config.keys() - ROUNDING):
-            print(f"WARNING: {', '.join(other)} differ from the earlier try: equal up to rounding only")
-            earlier = rundir.read_json(path)
-            more = {key: config[key] for key in other}
-            rundir.write_json(path, earlier | {"resumed_with": [*earlier.get("resumed_with", []), more]})
-        self.found, self.base = rundir.last_checkpoint(self.dir, based=self.o.method in ("finetune", "lamol"))
+            what = (
+                "rounding and dropout's masks"
+                if {"micro_batch", "compile", "resolved_device"} & set(other)
+                else "rounding"
+            )
+            print(f"WARNING: {', '.join(other)} differ from the earlier try: equal up to {what} only")
+            before = self.earlier.get("resumed_with", [])
+            now = [*(before if isinstance(before, list) else []), {key: config[key] for key in other}]
+            rundir.write_json(path, self.earlier | {"resumed_with": now})
+        most = 4 * sum(p.nbytes for p in self.pretrained.parameters()) + 2**29  # weights, two moments, logs
+        self.found, self.base = rundir.last_checkpoint(self.dir, self.o.method in ("finetune", "lamol"), most)
         if not self.found:
-            return print(f"resume   {self.dir}: there is no checkpoint yet; from the beginning")
+            return print(f"resume   {self.dir}: there is no checkpoint to go on from; from the beginning")
         state = self.found[0]
-        try:
-            self.stages_done, self.said_last = int(state["stages"]), str(state["said"])
-            self.began -= float(state["seconds"])
-            self.teacher_times, self.made_here = dict(state["teacher_times"]), dict(state["made_here"])
-        except (KeyError, TypeError, ValueError) as e:
-            raise RunError(f"{self.dir}/checkpoint: its last file is no checkpoint of this version ({e!r})") from None
+        if state["stages"] > len(self.tasks):
+            raise RunError(
+                f"{self.dir}/checkpoint is of {state['stages']} stages, this run has {len(self.tasks)} tasks"
+            )
+        self.stages_done, self.said_last, self.began = state["stages"], state["said"], self.began - state["seconds"]
+        self.teacher_times, self.made_here = state["teacher_times"], state["made_here"]
         print(f"resume   {self.dir}: {self.said_last}")
 
     def checkpoint(self, where: dict, model, optimizer=None, scaler=None) -> None:
         """Keep what --resume needs. where: the `phase`, its `stage` and `name`, the `epoch` that is over, the samples
         `seen`; a phase of "" is a stage's end."""
         said = "after epoch {epoch} of {phase} {name}" if where["phase"] else "after stage {stage}, {name}"
-        state = where | {"stages": self.stages_done, "said": said.format(**where), "seconds": time.time() - self.began}
-        state |= {"phase_seconds": time.time() - self.phase_began}
+        state = {"epoch": 0, "seen": 0} | where | {"stages": self.stages_done, "said": said.format(**where)}
+        state |= {"seconds": time.time() - self.began, "phase_seconds": time.time() - self.phase_began}
         state |= {"teacher_times": self.teacher_times, "made_here": self.made_here}
         state |= {"scaler": scaler.state_dict() if scaler else {}}
         rundir.save_checkpoint(self.dir, state, model, optimizer)
@@ -145,18 +160,22 @@ class Run:
         state, tensors = self.found or ({}, {})
         if any(state.get(key) != value for key, value in where.items()):
             return 0, 0
-        self.found, parts = None, {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                i, key = name.removeprefix("optimizer.").split(".", 1)
-                parts.setdefault(int(i), {})[key] = tensor
+        self.found = None
+        moments = {i: {} for i in range(state["moments"])}
         with self.readable():
             model.load_state_dict(weights_of(tensors))
-            optimizer.load_state_dict({"state": parts, "param_groups": optimizer.state_dict()["param_groups"]})
+            for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+                for key, shape in (("step", ()), ("exp_avg", p.shape), ("exp_avg_sq", p.shape)) if i in moments else ():
+                    moments[i][key] = tensors.pop(f"optimizer.{i}.{key}")
+                    if moments[i][key].shape != shape:
+                        raise ValueError(f"optimizer.{i}.{key} has another shape")
+            if any(name.startswith("optimizer.") for name in tensors) or not all(moments.values()):
+                raise ValueError("its optimizer had other parameters")
+            optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
             if scaler.is_enabled() and state["scaler"]:
                 scaler.load_state_dict(state["scaler"])
-            self.phase_began -= float(state["phase_seconds"])
-            return int(state["epoch"]), int(state["seen"])
+        self.phase_began -= state["phase_seconds"]
+        return state["epoch"], state["seen"]
 
     @contextmanager
     def readable(self):
@@ -181,15 +200,22 @@ class Run:
     def take_over(self, model) -> None:
         """--continue: weights and scores of the parent's last stage."""
         parent, known = Path(self.o.continue_).expanduser(), len(self.parent["tasks"])
-        rundir.write_jsonl(self.dir / "scores.jsonl", rundir.read_scores(parent))
-        self.score(model, self.tasks[known:], 0, 0)
+        rows = rundir.read_scores(parent)
+        try:
+            if max(row["stage"] for row in rows) != known:
+                raise ValueError("its last stage is not there")
+            summarise("lamol", self.parent["tasks"], rows)
+        except (KeyError, ValueError) as e:
+            raise RunError(f"--continue {parent}: its scores.jsonl is not that of a finished run ({e})") from None
+        rundir.write_jsonl(self.dir / "scores.jsonl", rows)
+        self.score(model, self.tasks[known:], 0, 0, once=True)
         student = GPT.from_pretrained(parent / "model")
         if student.config != model.config:
             raise RunError(f"--continue {parent}: its student has another shape than --model {self.o.model}")
         model.load_state_dict(student.state_dict())
-        self.score(model, self.tasks[known:], known, self.parent["epochs"])
+        self.score(model, self.tasks[known:], known, self.parent["epochs"], once=True)
         self.stages_done = known
-        self.checkpoint({"phase": "", "stage": known, "name": f"of {parent.name}"}, model)
+        self.checkpoint({"phase": "", "stage": known, "name": f"of {parent.resolve().name}"}, model)
 
     @contextmanager
     def watched(self):
@@ -199,6 +225,8 @@ class Run:
             yield
         except KeyboardInterrupt:
             place = f" in {self.log.place()}" if self.log else ""
+            if (self.dir / "summary.json").exists():
+                raise KeyboardInterrupt(f"; the run has finished already, in {self.dir}") from None
             raise KeyboardInterrupt(f"{place}; {how} {self.said_last}, and repeats what came later") from None
         except BrokenPipeError:
             raise
@@ -221,6 +249,17 @@ class Run:
         """A copy of the pretrained model."""
         return copy.deepcopy(self.pretrained).to(self.device)
 
+    def teacher_folder(self, task, epochs: int) -> tuple[Path, dict]:
+        """Where the teacher of a task is kept, and its key: all that it depends on. One that an earlier try found or
+        made stands, though that may have had another --micro-batch."""
+        key = {"task": task.name, "slot": self.slots[task.name], "epochs": epochs, "max_len": self.max_len}
+        key |= {"examples": key_of_examples(task), "dtype": str(self.dtype), "pretrained": self.fingerprint}
+        found = []
+        for options in (asdict(self.o), self.earlier):
+            whole = key | {name: options.get(name, getattr(self.o, name)) for name in TEACHER_KEY}
+            found.append((Path(self.o.teachers).expanduser() / f"{task.name}-{rundir.key_of(whole)}", whole))
+        return next((one for one in found if one[0].is_dir()), found[0])
+
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
@@ -237,11 +276,12 @@ class Run:
         keys = ("task", "id", "prediction", "answer")
         return scores, [dict(zip(keys, (task.name, e.id, text, e.answer))) for e, text in zip(task.test, texts)]
 
-    def score(self, model, tasks, stage, epoch) -> list[dict]:
-        """Score a model on tasks; the scores go to scores.jsonl, the predictions are returned. What an earlier try has
-        scored already is left out."""
+    def score(self, model, tasks, stage, epoch, once=False) -> list[dict]:
+        """Score a model on tasks; the scores go to scores.jsonl, the predictions are returned.
+
+        once: leave out what an earlier try has scored."""
         path, predictions = self.dir / "scores.jsonl", []
-        known = rundir.read_scores(self.dir) if path.exists() else []
+        known = rundir.read_scores(self.dir) if once and path.exists() else []
         known = {(line["stage"], line["epoch"], line["task"]) for line in known}
         for task in tasks:
             if (stage, epoch, task.name) in known:
@@ -286,10 +326,21 @@ class Run:
         print(f"\n{table(summary)}\n\n{summary['wall_time_s']:.0f} s; everything is in {self.dir}")
         return summary
 
+    def show(self) -> dict:
+        """What there is to say of a run that has finished before."""
+        shutil.rmtree(self.dir / "checkpoint", ignore_errors=True)  # a kill may have left it
+        (self.dir / "lock").unlink()
+        summary = read_run(self.dir)
+        print(f"\n{table(summary)}\n\nfinished already")
+        return summary
+
     def worked_examples(self) -> str:
         """Three answers of the last student a task, and two of the pseudo-samples that were dreamt up of it a stage."""
         said, answers, dreams = [], {}, {}
-        for folder in sorted(self.dir.glob("[0-9]*-*"), key=lambda folder: int(folder.name.split("-")[0])):
+        stages = (folder for m in range(1, len(self.tasks) + 1) for folder in self.dir.glob(f"{m}-*"))
+        for folder in stages:
+            if not (folder / "predictions.jsonl").exists():
+                continue
             lines = rundir.read_jsonl(folder / "predictions.jsonl", task=str, prediction=str)
             for task in self.tasks:  # the last stage's stand
                 answers[task.name] = [x["prediction"] for x in lines if x["task"] == task.name] or answers.get(
@@ -312,13 +363,9 @@ class Run:
         return "\n".join(said)
 
 
-def finished(o: Options) -> dict | None:
-    """The summary of a run that has finished already."""
-    folder = Path(o.runs_dir).expanduser() / name_of(o, [task_name(entry) for entry in o.order.split(",")])
-    if not (folder / "summary.json").exists():
-        return None
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # a kill may have left it
-    return read_run(folder)
+def absolute(order: str) -> str:
+    """An --order with whole paths, which mean the same from everywhere."""
+    return ",".join(entry if entry in METRICS else str(Path(entry).resolve()) for entry in order.split(","))
 
 
 def shorten(text: str) -> str:

@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import signal
+import stat
+import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,8 +65,7 @@ def writable(option: str, folder: str) -> None:
     path = Path(folder).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "probe", "")
-        (path / "probe").unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as e:
         raise RunError(f"{option} {folder}: can't be written to ({e.strerror})") from None
 
@@ -93,7 +94,10 @@ def open_run(runs_dir: str, name: str, resume: bool = False):
 
 def lock(run: Path):
     """The run's lock, held until this process ends. Raises RunError where another process holds it."""
-    f = open(run / "lock", "a")  # noqa: SIM115
+    no_link_no_wait = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    f = os.fdopen(os.open(run / "lock", no_link_no_wait, 0o644), "r+")
+    if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+        raise RunError(f"{run / 'lock'} is no regular file; remove it")
     try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -216,19 +220,20 @@ LOGS = ("scores.jsonl", "log.jsonl")  # they grow by a line at a time; a checkpo
 
 
 def save_checkpoint(run: Path, state: dict, model, optimizer=None) -> None:
-    """`checkpoint/<n>.safetensors`: weights, the optimizer's moments, the logs, and `state` (plain JSON values).
+    """`checkpoint/<n>.safetensors`: weights, the optimizer's moments, the logs, and `state` (see STATE) in one file.
 
-    state: `stages` that are done, and `phase`, "" at a stage's end. Kept are the last two, and the last two of a
-    stage's end, which the next stage starts from: so there is always one before the last."""
+    Kept are the last two, and the last two of a stage's end, which the next stage starts from: so there is always one
+    before the last."""
     tensors = {f"model.{key}": p.detach().cpu() for key, p in model.state_dict().items()}
-    for i, moments in optimizer.state_dict()["state"].items() if optimizer else ():
-        tensors |= {f"optimizer.{i}.{key}": value.cpu() for key, value in moments.items()}
+    moments = optimizer.state_dict()["state"] if optimizer else {}
+    for i, values in moments.items():
+        tensors |= {f"optimizer.{i}.{key}": value.cpu() for key, value in values.items()}
     for name in LOGS:
         written = (run / name).read_bytes() if (run / name).exists() else b""
         tensors[name] = torch.from_numpy(np.frombuffer(written, np.uint8).copy())
-    done = [folder for folder in run.glob("[0-9]*-*") if int(folder.name.split("-")[0]) <= state["stages"]]
-    files = (p for folder in done for p in folder.rglob("*") if p.is_file())
-    state = state | {"files": {str(p.relative_to(run)): p.stat().st_size for p in files}}
+    folders = (folder for m in range(1, state["stages"] + 1) for folder in run.glob(f"{m}-*"))
+    files = {str(p.relative_to(run)): p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file()}
+    state = state | {"files": files, "moments": len(moments)}
     there = checkpoints(run)
     number = int(there[-1].name.split(".")[0]) + 1 if there else 1
     path = run / "checkpoint" / f"{number:06}{'' if state['phase'] else '.end'}.safetensors"
@@ -244,24 +249,49 @@ def save_checkpoint(run: Path, state: dict, model, optimizer=None) -> None:
             p.unlink()
 
 
+STATE = {  # of a checkpoint: what, and whether that is right
+    "stages": lambda x: type(x) is int and 0 <= x < 10**6,  # that are done
+    "stage": lambda x: type(x) is int and 0 <= x < 10**6,
+    "phase": lambda x: x in ("", "teacher", "student"),  # "" at a stage's end
+    "name": lambda x: isinstance(x, str),
+    "epoch": lambda x: type(x) is int and 0 <= x < 10**6,  # that is over
+    "seen": lambda x: type(x) is int and 0 <= x < 10**12,  # samples
+    "said": lambda x: isinstance(x, str),
+    "seconds": lambda x: type(x) is float and 0 <= x < 1e9,  # of all tries
+    "phase_seconds": lambda x: type(x) is float and 0 <= x < 1e9,
+    "teacher_times": lambda x: all(t is None or 0 <= t < 1e9 for t in x.values()),
+    "made_here": lambda x: all(0 <= t < 1e9 for t in x.values()),
+    "scaler": lambda x: all(0 <= n < 1e30 for n in x.values()),
+    "moments": lambda x: type(x) is int and x >= 0,  # parameters that the optimizer has moments of
+    "files": lambda x: all(type(size) is int for size in x.values()),  # of the stages that are done, and their sizes
+}
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The files, the oldest first."""
     return sorted(p for p in run.glob("checkpoint/*.safetensors") if re.fullmatch(r"\d{6}(\.end)?", p.name[:-12]))
 
 
-def read_checkpoint(path: Path) -> tuple[dict, dict]:
-    """Its state and its tensors. Raises RunError when it is not whole."""
+def read_checkpoint(path: Path, most: int = 2**40) -> tuple[dict, dict]:
+    """Its state and its tensors. Raises RunError when it is not whole, not right, or has more than `most` bytes."""
     try:
+        if path.stat().st_size > most:
+            raise ValueError("it is far larger than this run's can be")
         with safe_open(path, "pt") as f:
             state, tensors = json.loads(f.metadata()["state"]), {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-        if not isinstance(state, dict) or not {"stages", "phase", "files", *LOGS} <= state.keys() | tensors.keys():
-            raise ValueError("it is no checkpoint")
+        if wrong := [key for key, right in STATE.items() if not right(state[key])]:
+            raise ValueError(f"{wrong[0]} is {state[wrong[0]]!r:.50}")
+        for name, tensor in tensors.items():
+            if tensor.dtype != (torch.uint8 if name in LOGS else torch.float32) or (name in LOGS and tensor.dim() != 1):
+                raise ValueError(f"{name} is of {tensor.dtype}")
+        if not set(LOGS) <= set(tensors):
+            raise ValueError("it has no logs")
         return state, tensors
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError, RecursionError) as e:
-        raise RunError(f"{path} does not load ({e})") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as e:
+        raise RunError(f"{path} does not load ({str(e)[:200]})") from None
 
 
-def last_checkpoint(run: Path, based: bool):
+def last_checkpoint(run: Path, based: bool, most: int = 2**40):
     """The last checkpoint that loads, and the stage's end that it starts from (None in the first stage, or if not
     `based`: where stages don't build on each other). Each is (state, tensors), or None.
 
@@ -269,16 +299,20 @@ def last_checkpoint(run: Path, based: bool):
     found = base = None
     for path in reversed(checkpoints(run)):
         try:
-            state, tensors = read_checkpoint(path)
+            state, tensors = read_checkpoint(path, most)
         except RunError as e:
             print(f"WARNING: {e}; the one before is taken")
+            path.replace(path.with_suffix(".broken"))
             continue
-        if not found or state["stages"] < found[0]["stages"]:  # what `found` starts from is lost
-            found = state, tensors
-        if not (state["phase"] and state["stages"] and based):
-            base = None if state["phase"] else (state, tensors)
+        if found and state["stages"] < found[0]["stages"]:
+            print(f"WARNING: {run}: the end of stage {found[0]['stages']} is lost; from further back")
+            found = None
+        found = found or (state, tensors)
+        if not state["phase"]:
+            base = state, tensors
+        if base or not (based and state["stages"]):
             break
-    else:
+    else:  # the stage's end that `found` starts from was nowhere
         found = None
     for name, size in found[0]["files"].items() if found else ():
         if not (run / name).is_file() or (run / name).stat().st_size != size:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import train
 from lab import rundir
@@ -111,22 +112,23 @@ def test_a_run_that_is_killed_anywhere_and_resumed_is_the_unbroken_one(lab, opti
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_waits_for_the_step_and_says_how_to_go_on(lab, monkeypatch, capsys, number, code):
-    assert train.main([*lab, "--kd", "word"]) == 0
-    lines = []
+    assert train.main([*lab, "--kd", "word", "--batch-size", "3"]) == 0
+    updates, end = [], TrainingLog.end
 
-    def interrupt(n):
-        lines.append(n)
-        if n == 30:
+    def interrupt(log, *a, **k):
+        updates.append(1)
+        if len(updates) == 10:
             os.kill(os.getpid(), number)
+        end(log, *a, **k)
 
     with pytest.MonkeyPatch.context() as patch:
-        events(patch, interrupt)
+        patch.setattr(TrainingLog, "end", interrupt)
         capsys.readouterr()
-        assert train.main(at(lab, "cut", "--kd", "word")) == code
+        assert train.main(at(lab, "cut", "--kd", "word", "--batch-size", "3")) == code
     said = capsys.readouterr().err
     assert said.startswith("interrupted in ") and "--resume goes on after epoch" in said and len(said.splitlines()) == 1
-    assert lines[-1] == 30 or lines[-1] == 31
-    assert train.main(at(lab, "cut", "--kd", "word", "--resume")) == 0
+    assert len(updates) == 10  # that one was finished, and no other begun
+    assert train.main(at(lab, "cut", "--kd", "word", "--batch-size", "3", "--resume")) == 0
     assert result(directory(lab, "cut")) == result(directory(lab))
 
 
@@ -178,6 +180,79 @@ def test_a_checkpoint_that_does_not_load_falls_back_to_the_one_before(lab, cut, 
         assert found == expected
         shutil.rmtree(run.parent)
         shutil.copytree(run.parent.with_name("kept"), run.parent)
+
+
+def test_a_checkpoint_that_does_not_load_is_not_counted_among_those_that_are_kept(lab, cut, capsys):
+    run = directory(lab, "cut")
+    *_, before, last = checkpoints(run)
+    os.truncate(last, 1000)
+    assert killed_at(lab, 4, at(lab, "cut", "--kd", "seqsoft", "--log-every", "1", "--resume"))
+    assert last.with_suffix(".broken").exists() and before in checkpoints(run)
+    assert resume(lab, capsys)[0] == 0 and result(run) == cut
+
+
+HOSTILE = {
+    "stages": ("1", -1, 10**7, None),
+    "epoch": (float("inf"), 10**9, -1, "1"),
+    "seen": (10**400, None),
+    "files": (["a"], {"a": "b"}),
+    "teacher_times": ({"colors": "x"}, 3),
+    "seconds": (float("nan"), -1.0, "1"),
+    "phase": ("sleep", 3),
+    "scaler": ([1], {"scale": "x"}),
+}
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_a_checkpoint_with_a_wrong_state_does_not_load(lab, cut, capsys, key):
+    run, last = directory(lab, "cut"), checkpoints(directory(lab, "cut"))[-1]
+    state, tensors = rundir.read_checkpoint(last)
+    for value in HOSTILE[key]:
+        save_file(tensors, last, metadata={"state": json.dumps(state | {key: value})})
+        with pytest.raises(rundir.RunError, match="does not load"):
+            rundir.read_checkpoint(last)
+    code, out, _ = resume(lab, capsys)
+    assert code == 0 and "the one before is taken" in out and result(run) == cut
+
+
+def test_tensors_that_do_not_fit_are_refused(lab, cut, capsys):
+    last = checkpoints(directory(lab, "cut"))[-1]
+    state, tensors = rundir.read_checkpoint(last)
+    name = "optimizer.0.exp_avg"
+    for wrong in (
+        tensors | {name: torch.zeros(3)},
+        {key: t for key, t in tensors.items() if key != name},
+        {key: t for key, t in tensors.items() if not key.startswith("optimizer.")},
+        tensors | {"optimizer.x.y": torch.zeros(1)},
+        tensors | {"optimizer.0.step": torch.zeros(3)},
+        tensors | {"model.ln_f.bias": torch.zeros(3)},
+    ):
+        save_file(wrong, last, metadata={"state": json.dumps(state)})
+        code, _, err = resume(lab, capsys)
+        assert code == 1 and "checkpoint does not fit this run" in err and len(err.splitlines()) == 1
+    for wrong in (tensors | {name: tensors[name].double()}, tensors | {"log.jsonl": tensors[name].clone()}):
+        save_file(wrong, last, metadata={"state": json.dumps(state)})
+        with pytest.raises(rundir.RunError, match="does not load"):
+            rundir.read_checkpoint(last)
+    with pytest.raises(rundir.RunError, match="far larger than this run's can be"):
+        rundir.read_checkpoint(last, most=1000)
+
+
+def test_a_lock_that_is_a_pipe_or_a_link_is_refused(lab, cut, capsys, tmp_path):
+    lock = directory(lab, "cut") / "lock"
+    lock.unlink()
+    os.mkfifo(lock)
+    assert resume(lab, capsys)[0] == 1
+    lock.unlink()
+    lock.symlink_to(tmp_path / "outside")
+    assert resume(lab, capsys)[0] == 1 and not (tmp_path / "outside").exists()
+
+
+def test_a_smaller_micro_batch_goes_on_with_the_teacher_that_is_there(lab, cut, capsys, monkeypatch):
+    learned, learn = [], train.learn
+    monkeypatch.setattr(train, "learn", lambda *a, **k: (learned.append(a[6:7]), learn(*a, **k)))
+    code, out, _ = resume(lab, capsys, "--micro-batch", "2")
+    assert code == 0 and "equal up to rounding and dropout's masks only" in out and learned == [()]  # the student
 
 
 def test_torn_logs_are_repaired_and_said(lab, cut, capsys):
@@ -245,13 +320,22 @@ def test_resume_where_nothing_was_written_starts_and_where_all_was_done_changes_
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in Path(lab[5]).rglob("*") if p.is_file()} == before
 
 
+def test_resume_of_a_finished_run_with_other_data_is_refused(lab, capsys, tmp_path):
+    assert train.main([*lab, "--kd", "none"]) == 0
+    with open(tmp_path / "sizes" / "test.jsonl", "a", encoding="utf-8") as f:
+        f.write('{"context": "a new one", "question": "size?", "answer": "big"}\n')
+    capsys.readouterr()
+    assert train.main([*lab, "--kd", "none", "--resume"]) == 1
+    assert "made with other options or data: data" in capsys.readouterr().err
+
+
 def test_resume_before_the_first_checkpoint_starts_anew(lab, capsys):
     assert train.main([*lab, "--kd", "none"]) == 0
     assert killed_at(lab, 4, at(lab, "cut", "--kd", "none"))
     assert not checkpoints(directory(lab, "cut"))
     capsys.readouterr()
     assert train.main(at(lab, "cut", "--kd", "none", "--resume")) == 0
-    assert "there is no checkpoint yet; from the beginning" in capsys.readouterr().out
+    assert "there is no checkpoint to go on from; from the beginning" in capsys.readouterr().out
     assert result(directory(lab, "cut")) == result(directory(lab))
 
 
@@ -340,6 +424,28 @@ def test_a_run_that_is_continued_is_the_longer_order(three, kd, capsys, tmp_path
     assert read_json(child / "config.json")["continue_"] == str(parent)
 
 
+def test_a_run_is_continued_by_several_tasks_and_again(three, tmp_path, monkeypatch, capsys):
+    options, two, third = three
+    first, second = two.split(",")
+    assert train.main(["--order", f"{two},{third}", *options, "--kd", "none"]) == 0
+    assert train.main(["--order", first, *options, "--kd", "none"]) == 0
+    monkeypatch.chdir(next((tmp_path / "runs").glob("colors-*")))
+    assert train.main(["--continue", ".", "--order", f"{second},{third}"]) == 0  # two at once
+    assert train.main(["--continue", ".", "--order", second]) == 0
+    monkeypatch.chdir(tmp_path)
+    child = next((tmp_path / "runs").glob("colors+sizes-*continue=*"))
+    assert train.main(["--continue", str(child), "--order", third, "--resume"]) == 0  # one after the other
+    whole, *others = sorted((tmp_path / "runs").glob("colors+sizes+things-*"), key=lambda p: "continue" in p.name)
+    assert len(others) == 2
+    for other in others:
+        for name, content in result(whole).items():
+            if name.startswith(("3-", "model/")):
+                assert result(other)[name] == content, name
+        summaries = [read_json(run / "summary.json") for run in (whole, other)]
+        for key in ("average", "backward_transfer", "forgetting", "forward_transfer"):
+            assert summaries[0][key] == pytest.approx(summaries[1][key]), key
+
+
 def test_what_can_not_be_continued_is_refused(three, capsys, tmp_path):
     options, two, third = three
 
@@ -359,9 +465,22 @@ def test_what_can_not_be_continued_is_refused(three, capsys, tmp_path):
     capsys.readouterr()
     assert "learns no stream" in error(1, "--continue", str(single), "--order", third)
     assert "--order must name the new tasks" in error(2, "--continue", str(parent))
+    assert "--method single (finetune and lamol only)" in error(
+        2, "--continue", str(parent), "--order", third, "--method", "single", "--kd", "none"
+    )
     assert "stands there twice" in error(2, "--continue", str(parent), "--order", two)
     config = read_json(parent / "config.json")
-    for wrong in ({"epochs": "many"}, {"kd": "magic"}, {"tasks": 3}, {"data": None}):
+    for wrong in (
+        {"epochs": "many"},
+        {"kd": "magic"},
+        {"tasks": 3},
+        {"tasks": ["toy.zzz"]},
+        {"data": None},
+        {"data": ["a"]},
+        {"lr": float("nan")},
+        {"order": 5},
+        {"order": "nowhere"},
+    ):
         rundir.write_json(parent / "config.json", config | wrong)
         assert "config.json" in error(1, "--continue", str(parent), "--order", third)
     rundir.write_json(parent / "config.json", config)
