@@ -64,10 +64,13 @@ def task_name(entry: str) -> str:
     """An entry of --order -> the task's name: registered, or the folder's name. Raises ValueError for neither."""
     if entry in METRICS:
         return entry
-    name = Path(entry).resolve().name
-    if not entry or not Path(entry).is_dir():
+    try:
+        name, there = Path(entry).resolve().name, bool(entry) and Path(entry).is_dir()
+    except (OSError, ValueError):  # too long a name, or one with a zero byte
+        there = False
+    if not there:
         raise ValueError(
-            f"unknown task {entry!r}: known are {', '.join(METRICS)}, or a folder with train and test.jsonl"
+            f"unknown task {entry[:200]!r}: known are {', '.join(METRICS)}, or a folder with train and test.jsonl"
         )
     if name in METRICS or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
         raise ValueError(

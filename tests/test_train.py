@@ -538,6 +538,7 @@ def test_defaults_depend_on_the_method_and_the_model():
         (["--order", "wozz"], "unknown task 'wozz'"),
         (["--order", "woz,sql,woz"], "task 'woz' stands there twice"),
         (["--order", ""], "unknown task ''"),
+        (["--order", "x" * 5000], "unknown task 'xxx"),
         (["--method", "ewc"], "--method: invalid choice"),
         (["--kd", "soft"], "--kd: invalid choice"),
         (["--method", "finetune", "--kd", "word"], "--kd word can't be used with --method finetune"),
