@@ -1,6 +1,6 @@
 """Ours against the usual way of writing L2KD, side by side: speed and memory, as ratios.
 
-    python -m lab.bench                     all parts; about an hour on two cores
+    python -m lab.bench                     all parts; well over an hour on two cores
     python -m lab.bench step generate       some of them
     python -m lab.bench --quick             all of them on a small model, in about five minutes: do they run?
     python -m lab.bench --device cuda       the same on a GPU
