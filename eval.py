@@ -260,9 +260,7 @@ def summarise(method: str, order: list[str], rows: list[dict]) -> dict:
         "scores": R,
         "average": mean([last[task] for task in order]),
         "backward_transfer": mean([r(T, j) - r(j, j) for j in earlier]),
-        "forgetting": mean(
-            [max(R[i][order[j - 1]] for i in range(T) if order[j - 1] in R[i]) - r(T, j) for j in earlier]
-        ),
+        "forgetting": mean([best(j) - r(T, j) for j in earlier]),
         "forward_transfer": mean([r(j, j + 1) - r(0, j + 1) for j in earlier]),
     }
 
