@@ -274,11 +274,12 @@ class Rows:
     replay: torch.Tensor  # (S,) bool: of an earlier task, else of the current one
     distil: bool  # the teacher's distribution is the target, else the labels are
     sizes: dict[tuple[int, bool], int]  # of each row: (its example's number, is it the LM row) -> its share of the S
+    rank: int = 0  # of several processes, which one takes them
 
     def to(self, device) -> "Rows":
         """On the device."""
         tensors = (move(t, device) for t in (self.supervised, self.labels, self.lm, self.replay))
-        return Rows(move(self.ids, device), self.packing.to(device), *tensors, self.distil, self.sizes)
+        return Rows(move(self.ids, device), self.packing.to(device), *tensors, self.distil, self.sizes, self.rank)
 
 
 class Row(NamedTuple):
@@ -292,13 +293,13 @@ class Row(NamedTuple):
     key: tuple[int, bool]
 
 
-def make_batch(samples, indices, n_current, distil=False, lm=True, micro_batch=0, kind="cpu") -> list[Rows]:
+def make_batch(samples, indices, n_current, distil=False, lm=True, micro_batch=0, kind="cpu", ranks=1) -> list[Rows]:
     """Both rows of each example (without `lm` the QA row only), in groups that go through the model at once.
 
     samples: list of Encoded, the `n_current` of the current task first; indices: who is in the batch. How rows are
     grouped changes no loss: normalisers are those of the whole batch. Current rows stand apart from replay rows if they
     are to be distilled, so that the teacher sees no others. `micro_batch` bounds the rows of a group, to those of so
-    many examples, GROUP_TOKENS and GROUP_SCORES its tokens; kind: of device."""
+    many examples, GROUP_TOKENS and GROUP_SCORES its tokens; kind: of device. Rows are dealt to the ranks by turns."""
     rows = []
     for i in indices:
         example, replay = samples[i], i >= n_current
@@ -307,20 +308,23 @@ def make_batch(samples, indices, n_current, distil=False, lm=True, micro_batch=0
             rows.append(Row(distil and not replay, example.lm_ids, example.lm_labels, True, replay, (i, True)))
     rows.sort(key=lambda row: (row.distil, len(row.ids)), reverse=True)
     most = micro_batch * (1 + lm) or len(rows)
-    groups = []
-    for row in rows:
-        if groups:
-            first, n = groups[-1][0], len(groups[-1])  # the longest of its group
-            fits = sum(len(r.ids) for r in groups[-1]) + len(row.ids) <= GROUP_TOKENS
-            fits = fits and (n + 1) * len(first.ids) ** 2 <= GROUP_SCORES.get(kind, 1024**2)
-            if row.distil == first.distil and n < most and fits:
-                groups[-1].append(row)
-                continue
-        groups.append([row])
-    return [collate(group) for group in groups]
+    batch = []
+    for rank in range(ranks):
+        groups = []
+        for row in rows[rank::ranks]:
+            if groups:
+                first, n = groups[-1][0], len(groups[-1])  # the longest of its group
+                fits = sum(len(r.ids) for r in groups[-1]) + len(row.ids) <= GROUP_TOKENS
+                fits = fits and (n + 1) * len(first.ids) ** 2 <= GROUP_SCORES.get(kind, 1024**2)
+                if row.distil == first.distil and n < most and fits:
+                    groups[-1].append(row)
+                    continue
+            groups.append([row])
+        batch += [collate(group, rank) for group in groups]
+    return batch
 
 
-def collate(group: list[Row]) -> Rows:
+def collate(group: list[Row], rank: int = 0) -> Rows:
     """Rows as tensors, one after another."""
     labels = torch.tensor([label for row in group for label in row.labels])
     supervised = (labels != IGNORE).nonzero()[:, 0]
@@ -335,6 +339,7 @@ def collate(group: list[Row]) -> Rows:
         replay=of_row[:, 1],
         distil=group[0].distil,
         sizes=dict(zip([row.key for row in group], sizes)),
+        rank=rank,
     )
 
 

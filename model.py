@@ -24,6 +24,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lab import ranks
+from lab.rundir import one_at_a_time
+
 HUB = "https://huggingface.co/openai-community"
 PRETRAINED = {  # name -> (address, SHA-256 where one is published)
     "gpt2": (
@@ -388,21 +391,25 @@ def download(name: str, cache_dir: str | Path) -> Path:
     url, sha256 = PRETRAINED[name]
     path = Path(cache_dir).expanduser() / "models" / name / "model.safetensors"
     part = path.with_suffix(".part")
-    if not path.exists():
-        print(f"downloading {url} to {path}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(part), hash_prefix=sha256)
-            read_weights(part)  # a file that was cut off does not get its final name
-            part.replace(path)
-        except (OSError, RuntimeError, HTTPException, ModelFileError) as e:
-            hint = f"put the file there yourself, or run offline with --model FOLDER (or --model nano): {path}"
-            raise ModelFileError(f"can't download {url} ({e}); {hint}") from None
-        finally:
-            part.unlink(missing_ok=True)
-        if sha256 is None:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            print(f"no checksum is published for {name}; this file's SHA-256 is {digest}")
+    if path.exists():
+        return path
+    try:
+        with one_at_a_time(path):
+            if path.exists():
+                return path
+            print(f"downloading {url} to {path}")
+            try:
+                torch.hub.download_url_to_file(url, str(part), hash_prefix=sha256)
+                read_weights(part)  # a file that was cut off does not get its final name
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+            if sha256 is None:
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                print(f"no checksum is published for {name}; this file's SHA-256 is {digest}")
+    except (OSError, RuntimeError, HTTPException, ModelFileError) as e:
+        hint = f"put the file there yourself, or run offline with --model FOLDER (or --model nano): {path}"
+        raise ModelFileError(f"can't download {url} ({e}); {hint}") from None
     return path
 
 
@@ -466,7 +473,7 @@ def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.
     was_training = model.training
     model.eval()
     out = [[] for _ in prompts]
-    for chunk in chunks:
+    for chunk in ranks.own_chunks(chunks):
         u = None
         if top_k is not None:  # (B, steps): the random numbers of a row are a function of its seed alone
             streams = [torch.Generator().manual_seed(seeds[i]) for i in chunk]
@@ -478,7 +485,7 @@ def generate(model, prompts, max_new_tokens, stop_id, top_k=None, temperature=1.
         ):
             out[i] = new
     model.train(was_training)
-    return out
+    return ranks.whole(out)
 
 
 def prefill(model, prompts, limits):
@@ -536,12 +543,12 @@ def beam_search(model, prompts, max_new_tokens, stop_id, beams):
     was_training = model.training
     model.eval()
     out = [[] for _ in prompts]
-    for chunk in chunks:
+    for chunk in ranks.own_chunks(chunks):
         found = decode_beams(model, [prompts[i] for i in chunk], [limits[i] for i in chunk], stop_id, beams)
         for i, new in zip(chunk, found):
             out[i] = new
     model.train(was_training)
-    return out
+    return ranks.whole(out)
 
 
 def decode_beams(model, prompts, limits, stop_id, beams):

@@ -30,7 +30,7 @@ from tqdm import tqdm
 import kd
 import lamol
 from data import IGNORE, DataError, encode_parts, make_batch, plan_epoch
-from lab import rundir
+from lab import ranks, rundir
 from lab.log import TrainingLog
 from lab.options import Options, parse
 from lab.run import Run
@@ -75,26 +75,29 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
             block.compile(dynamic=True)
     where = {"phase": phase, "stage": stage, "name": name}
     done, seen = run.restore(where, model, optimizer, scaler)  # epochs; samples, which the schedule counts in
+    rows_loss = ranks.rows_loss(model)  # kd.rows_loss of this model
     for epoch in range(done + 1, epochs + 1):
         model.train()
-        torch.manual_seed(seed_of(o.seed, stage, name, f"{phase} dropout", epoch))
+        torch.manual_seed(seed_of(o.seed, stage, name, f"{phase} dropout", epoch) + ranks.rank())
         order = stream(o.seed, stage, name, f"{phase} batches", epoch)
         plan = plan_epoch(len(current), len(replay), o.batch_size or batch_size(n), o.updates, order)
-        bar = tqdm(plan, f"{phase} {name}, epoch {epoch}/{epochs}", disable=None, leave=False, unit="batch")
+        hidden = ranks.rank() > 0 or None  # None: where nobody watches
+        bar = tqdm(plan, f"{phase} {name}, epoch {epoch}/{epochs}", disable=hidden, leave=False, unit="batch")
         run.log = log = TrainingLog(run, name, phase, epoch, bar, samples)
         for step, indices in enumerate(interruption.between(bar), 1):
-            log.begin(step, indices)
             # ------------------------------------------------------------ one update (Alg. 1, lines 5 and 9)
-            batch = make_batch(samples, indices, len(current), teacher is not None, lm, o.micro_batch, run.device.type)
+            how = (teacher is not None, lm, o.micro_batch, run.device.type, ranks.size())
+            batch = make_batch(samples, indices, len(current), *how)
+            log.begin(step, indices, batch)
             weights = kd.token_weights(batch, run.rule, run.tokenizer.ans_id, o.ans_weight, o.lm_lambda)
             lr = learning_rate(seen, n, epochs, o.lr, o.warmup_ratio)
             scale = scaler.get_scale()  # the fused loss takes its gradients in the forward: they are scaled there
-            for rows, w in zip(batch, weights):
+            for rows, w in ranks.shared(batch, weights, rows_loss):
                 rows = rows.to(run.device)
                 with run.autocast():
-                    loss, *parts = kd.rows_loss(model, teacher, rows, move(w, run.device), o.temperature, scale)
+                    loss, *parts = rows_loss(teacher, rows, move(w, run.device), o.temperature, scale)
                 scaler.scale(loss).backward()
-                log.add(parts, rows)
+                log.add(parts)
             scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
             for group in optimizer.param_groups:
@@ -123,12 +126,18 @@ def get_teacher(run, task):
     o = run.o
     epochs = min(o.epochs, 9) if o.method == "multitask" else o.epochs  # row (7): single-task teachers, trained as such
     folder, key = run.teacher_folder(task, epochs)
-    if folder.is_dir():
-        print(f"teacher  of {task.name}: found in {folder}")
-        seconds = rundir.read_json(folder / "config.json", dict).get("seconds")
-        run.teacher_times[task.name] = seconds if isinstance(seconds, int | float) else None
-        return GPT.from_pretrained(folder / "model").to(run.device)
-    model = run.fresh()
+    with rundir.one_at_a_time(folder):
+        if not ranks.told(folder.is_dir()):
+            return make_teacher(run, task, epochs, folder, key)
+    print(f"teacher  of {task.name}: found in {folder}")
+    seconds = rundir.read_json(folder / "config.json", dict).get("seconds")
+    run.teacher_times[task.name] = seconds if isinstance(seconds, int | float) else None
+    return GPT.from_pretrained(folder / "model").to(run.device)
+
+
+def make_teacher(run, task, epochs, folder, key):
+    """A teacher, taught and kept."""
+    o, model = run.o, run.fresh()
     learn(run, model, run.encoded[task.name], [], 0, task.name, "teacher", epochs, lm=not o.qa_only)
     seconds = round(time.time() - run.phase_began, 1)
     run.teacher_times[task.name] = run.made_here[task.name] = seconds
@@ -270,16 +279,18 @@ def start(o: Options) -> dict:
 def main(argv=None) -> int:
     """The command line. Returns the exit code: 0, 1 for bad data or a failed run, 130 and 143 for interrupted."""
     sys.stdout.reconfigure(errors="replace")  # γ is no letter everywhere
-    try:
-        with interruption.caught():
-            start(parse(argv))
-        return 0
-    except (DataError, ModelFileError, RunError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as e:
-        print(f"interrupted{e}" if str(e) else "interrupted before the run began", file=sys.stderr)
-        return interruption.code
+    with ranks.joined():
+        try:
+            with interruption.caught():
+                start(parse(argv))
+            return 0
+        except (DataError, ModelFileError, RunError, OSError) as e:
+            sys.stderr.write(f"error: {e}\n")  # in one piece: other ranks may have something to say too
+            return 1
+        except KeyboardInterrupt as e:
+            if ranks.rank() == 0:
+                print(f"interrupted{e}" if str(e) else "interrupted before the run began", file=sys.stderr)
+            return interruption.code
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import time
 
 import torch
 
+from lab import ranks
 from lab.rundir import RunError, append_jsonl
 
 
@@ -24,15 +25,16 @@ class TrainingLog:
     def place(self, step=0) -> str:
         return "{phase} {task}, epoch {epoch}, update ".format(**self.where) + str(step or self.step)
 
-    def begin(self, step, indices):
-        """Of an update: its number, and which samples are in it."""
+    def begin(self, step, indices, batch):
+        """Of an update: its number, which samples are in it, and their rows."""
         self.step, self.indices, self.examples = step, indices, len(indices)
+        self.tokens += sum(rows.ids.numel() for rows in batch)
+        blocks = (block for rows in batch for block in rows.packing.blocks)
+        self.padded += sum(R * T for _, R, T in blocks)  # what attention sees; all else has no padding
 
-    def add(self, parts, rows):
+    def add(self, parts):
         """A group of rows: what QA and LM rows add to the loss, on the device."""
         self.now = [total + part for total, part in zip(self.now, parts)]
-        self.tokens += rows.ids.numel()
-        self.padded += sum(R * T for _, R, T in rows.packing.blocks)  # what attention sees; all else has no padding
 
     def end(self, norm, may_overflow):
         """Of an update: the gradient's norm, on the device, and whether the scaler mends it when that is no number."""
@@ -41,7 +43,7 @@ class TrainingLog:
 
     def write(self, lr):
         """A line of the log. Raises RunError where a loss or a gradient was no number."""
-        numbers = torch.stack([values for *_, values in self.updates]).tolist()  # here a GPU is waited for
+        numbers = ranks.mean(torch.stack([values for *_, values in self.updates])).tolist()  # a GPU is waited for
         made = []
         for (step, indices, may_overflow, _), values in zip(self.updates, numbers):
             if all(map(math.isfinite, values)):

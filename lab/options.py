@@ -6,6 +6,7 @@ python train.py --help
 import argparse
 import hashlib
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 from data import METRICS, task_name
+from lab import ranks
 from lab.rundir import RunError, read_json, run_name
 from lab.toy import GRAMMARS
 from model import DEFAULT_CACHE, PRETRAINED
@@ -113,6 +115,7 @@ ROUNDING = {
     "python",
     "torch",
     "threads",
+    "ranks",
 }
 # ... and these change a teacher, besides its task, slot, data, epochs, row length and pretrained weights.
 TEACHER_KEY = ("seed", "lr", "batch_size", "qa_only", "lm_lambda", "ans_weight", "weight_decay", "adam_epsilon")
@@ -210,7 +213,11 @@ def parse(argv=None) -> Options:
         description="L2KD: lifelong language knowledge distillation (Algorithm 1 and its baselines)",
         allow_abbrev=False,
     )
-    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
+
+    def error(message):  # one line, of one rank
+        parser.exit(2, "" if ranks.rank() else f"error: {message} (--help lists the options)\n")
+
+    parser.error = error
     for f in fields(Options):
         flag, help = f"--{f.name.strip('_').replace('_', '-')}", f.metadata["help"]
         shown = "" if "default" in help else f" (default {f.default})"
@@ -236,16 +243,25 @@ def parse(argv=None) -> Options:
 
 
 def choose_device(device: str, dtype: str = "auto") -> tuple[torch.device, torch.dtype, str]:
-    """--device and --dtype -> (device, dtype, why). Raises RunError for a device that is not there."""
+    """--device and --dtype -> (device, dtype, why); each rank has a GPU of its own.
+
+    Raises RunError for a device that is not there."""
     kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     why = "as asked" if device != "auto" else "the GPU that was found" if kind == "cuda" else "no CUDA device found"
+    several = ranks.size() > 1
     try:
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", kind):
             raise RuntimeError("known are auto, cpu, cuda, cuda:N, mps")
+        if several and kind not in ("cpu", "cuda"):
+            raise RuntimeError("each process that torchrun starts has a device of its own: cpu or cuda is expected")
+        if several and kind == "cuda":
+            kind = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.empty(0, device=kind)
     except (RuntimeError, AssertionError) as e:
         raise RunError(f"--device {device}: can't be used here ({str(e).splitlines()[0][:150]})") from None
     found = torch.device(kind)
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
     if dtype != "auto":
         return found, getattr(torch, dtype), why
     half = (

@@ -357,7 +357,11 @@ def main(argv=None) -> int:
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     parser.add_argument("what", choices=(*TABLES, *FIGURES, "claims"))
     do, style = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
-    do.add_argument("--print-commands", action="store_true", help="print one shell command a run, and do nothing")
+    do.add_argument(
+        "--print-commands",
+        action="store_true",
+        help="print a shell command a run, which finishes it wherever it stands; do nothing",
+    )
     do.add_argument("--run", action="store_true", help="first run here what has not finished, one after another")
     style.add_argument("--markdown", action="store_const", const="markdown", dest="style", help="a Markdown table")
     style.add_argument("--csv", action="store_const", const="csv", dest="style", help="a line a number")
@@ -380,7 +384,7 @@ def main(argv=None) -> int:
     keys = keys_of(o.what, seeds)
     commands = {name_for(argv): argv for argv in (arguments(key, extra) for key in keys)}
     if o.print_commands:
-        print("\n".join(shlex.join(["python", "train.py", *argv]) for argv in commands.values()))
+        print("\n".join(shlex.join(["python", "train.py", *argv, "--resume"]) for argv in commands.values()))
         return 0
     runs_dir = Path(parse(arguments(keys[0], extra)).runs_dir).expanduser()
     keep = Path(o.keep).expanduser() if o.keep else None

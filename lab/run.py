@@ -19,7 +19,7 @@ import torch
 
 from data import METRICS, Tokenizer, answer_budget, encode_task, load_task
 from eval import draw_curves, predict, read_run, score, summarise, table
-from lab import rundir
+from lab import ranks, rundir
 from lab.options import (
     NOT_COMPARED,
     ROUNDING,
@@ -31,7 +31,7 @@ from lab.options import (
     parent_of,
     without_effect,
 )
-from lab.rundir import RunError
+from lab.rundir import RunError, interruption
 from model import GPT, ModelFileError
 
 NANO = Path(__file__).parent / "assets" / "nano"  # made by lab/nano.py
@@ -41,6 +41,11 @@ class Run:
     """What every method needs: options, tasks, tokenizer, the pretrained model, device, and where results go."""
 
     def __init__(self, o: Options):
+        with ranks.rank_0_first():
+            self.prepare(o)
+
+    def prepare(self, o: Options) -> None:
+        """Load all that is needed, open the directory, find out where an earlier try was cut off."""
         self.o, self.log = o, None  # log: of the epoch that is under way
         self.began = self.phase_began = time.time()  # less what earlier tries took
         self.teacher_times, self.made_here = {}, {}  # task -> seconds that its teacher took; those made in this run
@@ -80,6 +85,7 @@ class Run:
         config |= {"resolved_device": str(self.device), "resolved_dtype": str(self.dtype).removeprefix("torch.")}
         config |= {"resolved_max_len": self.max_len, "resolved_replay_loss": self.rule}
         config |= {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+        config |= {"ranks": ranks.size()}
         self.stages_done, self.said_last, self.earlier = 0, "from the beginning", {}  # earlier: a try's config.json
         self.found = self.base = None  # checkpoints: of a phase that was cut off, and of the stage's end before it
         if o.resume:
@@ -123,7 +129,7 @@ class Run:
         if other := rundir.differences(path, config, config.keys() - ROUNDING):
             what = (
                 "rounding and dropout's masks"
-                if {"micro_batch", "compile", "resolved_device"} & set(other)
+                if {"micro_batch", "compile", "resolved_device", "ranks"} & set(other)
                 else "rounding"
             )
             print(f"WARNING: {', '.join(other)} differ from the earlier try: equal up to {what} only")
@@ -233,6 +239,10 @@ class Run:
         except OSError as e:
             raise RunError(f"{e}; {how} {self.said_last}") from None
         except (RuntimeError, MemoryError) as e:
+            if lost := ranks.lost(e):
+                if interruption.came:
+                    raise KeyboardInterrupt(f"; {how} {self.said_last}") from None
+                raise RunError(f"{lost}; {how} {self.said_last}") from None
             full = isinstance(e, MemoryError) or re.search("out of memory|allocate memory|not enough memory", str(e))
             if not full:
                 raise
@@ -255,10 +265,11 @@ class Run:
         key = {"task": task.name, "slot": self.slots[task.name], "epochs": epochs, "max_len": self.max_len}
         key |= {"examples": key_of_examples(task), "dtype": str(self.dtype), "pretrained": self.fingerprint}
         found = []
-        for options in (asdict(self.o), self.earlier):
+        for options, n in ((asdict(self.o), ranks.size()), (self.earlier, self.earlier.get("ranks", 1))):
             whole = key | {name: options.get(name, getattr(self.o, name)) for name in TEACHER_KEY}
+            whole |= {"ranks": n} if n != 1 else {}  # their dropout masks are other ones
             found.append((Path(self.o.teachers).expanduser() / f"{task.name}-{rundir.key_of(whole)}", whole))
-        return next((one for one in found if one[0].is_dir()), found[0])
+        return found[ranks.told(found[0][0].is_dir() < found[1][0].is_dir())]
 
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -281,10 +292,10 @@ class Run:
 
         once: leave out what an earlier try has scored."""
         path, predictions = self.dir / "scores.jsonl", []
-        known = rundir.read_scores(self.dir) if once and path.exists() else []
-        known = {(line["stage"], line["epoch"], line["task"]) for line in known}
+        known = rundir.read_scores(self.dir) if once and ranks.rank() == 0 and path.exists() else []
+        done = ranks.told([x["task"] for x in known if (x["stage"], x["epoch"]) == (stage, epoch)])
         for task in tasks:
-            if (stage, epoch, task.name) in known:
+            if task.name in done:
                 continue
             scores, lines = self.examine(model, task, stage, epoch)
             rundir.append_jsonl(path, scores)
@@ -308,6 +319,7 @@ class Run:
         if stage < len(self.tasks) and self.o.method != "multitask":
             self.checkpoint({"phase": "", "stage": stage, "name": name}, model)
 
+    @ranks.by_rank_0
     def finish(self) -> dict:
         """Summary, curves, and what a reader wants to see of a run: its table, some answers, some pseudo-samples."""
         rows = rundir.read_scores(self.dir)
@@ -326,6 +338,7 @@ class Run:
         print(f"\n{table(summary)}\n\n{summary['wall_time_s']:.0f} s; everything is in {self.dir}")
         return summary
 
+    @ranks.by_rank_0
     def show(self) -> dict:
         """What there is to say of a run that has finished before."""
         shutil.rmtree(self.dir / "checkpoint", ignore_errors=True)  # a kill may have left it

@@ -21,6 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from lab import ranks
+
 
 class RunError(ValueError):
     """A run that can't start or go on; the message says why and what to do."""
@@ -71,10 +73,12 @@ def writable(option: str, folder: str) -> None:
 
 
 def open_run(runs_dir: str, name: str, resume: bool = False):
-    """The directory of a run, made if it is not there, and its lock, which is held until this process ends.
+    """The directory of a run, made if it is not there, and its lock, which rank 0 holds until it ends.
 
     Raises RunError where another process holds it, where it is used and not to be resumed, or can't be written."""
     path = Path(runs_dir).expanduser() / name
+    if ranks.rank() > 0:
+        return path, None
     try:
         path.mkdir(parents=True, exist_ok=True)
         held = lock(path)
@@ -94,15 +98,42 @@ def open_run(runs_dir: str, name: str, resume: bool = False):
 
 def lock(run: Path):
     """The run's lock, held until this process ends. Raises RunError where another process holds it."""
-    no_link_no_wait = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    f = os.fdopen(os.open(run / "lock", no_link_no_wait, 0o644), "r+")
-    if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
-        raise RunError(f"{run / 'lock'} is no regular file; remove it")
+    f = lock_file(run / "lock")
     try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise RunError(f"{run}: another process is making this run") from None
     return f
+
+
+def lock_file(path: Path):
+    """An open file to lock, made if it is not there. Raises RunError where it is a link or a device."""
+    no_link_no_wait = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    f = os.fdopen(os.open(path, no_link_no_wait, 0o644), "r+")
+    if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+        raise RunError(f"{path} is no regular file; remove it")
+    return f
+
+
+@contextmanager
+def one_at_a_time(path: Path):
+    """Whoever makes `path`, which several may want, does so alone: others wait here, and look again then."""
+    if ranks.rank() > 0:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.with_name(f".{path.name}.lock")
+    with lock_file(name) as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print(f"waiting  for {path}, which another process is making", flush=True)
+            fcntl.flock(f, fcntl.LOCK_EX)
+        for p in path.parent.glob(f".{path.name}.*.*"):  # what a kill left half-written
+            shutil.rmtree(p, ignore_errors=True)
+        yield
+        if path.exists():  # whoever comes now finds it
+            name.unlink(missing_ok=True)
 
 
 def differences(path: Path, config: dict, ignored: set[str]) -> list[str]:
@@ -140,6 +171,7 @@ def sync(path: Path) -> None:
         os.close(f)
 
 
+@ranks.by_rank_0
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -166,6 +198,7 @@ def write_jsonl(path: Path, rows) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+@ranks.by_rank_0
 def append_jsonl(path: Path, row: dict) -> None:
     with open(path, "a", encoding="utf-8", newline="\n") as f:
         f.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -194,6 +227,7 @@ def read_scores(run: Path) -> list[dict]:
     return rows
 
 
+@ranks.by_rank_0
 def write_folder(path: Path, fill) -> None:
     """A whole folder, all or nothing: `fill(folder)` writes under a temporary name, which then takes the old one's
     place. A finished folder never lacks a file."""
@@ -219,6 +253,7 @@ def write_folder(path: Path, fill) -> None:
 LOGS = ("scores.jsonl", "log.jsonl")  # they grow by a line at a time; a checkpoint holds them as they were
 
 
+@ranks.by_rank_0
 def save_checkpoint(run: Path, state: dict, model, optimizer=None) -> None:
     """`checkpoint/<n>.safetensors`: weights, the optimizer's moments, the logs, and `state` (see STATE) in one file.
 
