@@ -361,15 +361,32 @@ def plan_epoch(n_current, n_replay, batch_size, updates, generator) -> list[list
     return [batch for batch in plan if batch]
 
 
-if __name__ == "__main__":
+def show() -> None:
+    """One example through text, ids and labels (Figure 2), then a few as a batch."""
     tok, task = Tokenizer.nano(), load_task("toy.woz", "", "")
+    task_id = tok.task_id(task.name)
     one = task.train[1]
-    both = encode_example(one, tok.task_id(task.name), tok, max_len=256)
-    names = {tok.ans_id: "ANS", tok.eos_id: "EOS", tok.task_id(task.name): "TASK", IGNORE: "-"}
-    print(f"context   {one.context!r}\nquestion  {one.question!r}\nanswer    {one.answer!r}")
-    for name, ids, labels in (("QA", both.qa_ids, both.qa_labels), ("LM", both.lm_ids, both.lm_labels)):
-        print(f"\n{name} row    {'input':>12}  label")
-        for i, label in zip(ids, labels):
-            print(
-                f"{i:>9}  {names.get(i) or repr(tok.decode([i])):>12}  {names.get(label) or repr(tok.decode([label]))}"
-            )
+    both = encode_example(one, task_id, tok, max_len=256)
+    names = {tok.ans_id: "ANS", tok.eos_id: "EOS", task_id: "TASK", IGNORE: "-"}
+
+    def column(ids):
+        return [names.get(i) or repr(tok.decode([i])) for i in ids]
+
+    print(f"context   {one.context}\nquestion  {one.question}\nanswer    {one.answer}\n")
+    print(f"{'':16}LM row: learn to write examples{'':9}QA row: learn to answer")
+    print(f"{'position':<16}{'input':<20}{'label':<20}{'input':<20}label")
+    rows = [*map(column, (both.lm_ids, both.lm_labels)), *(["", *column(x)] for x in (both.qa_ids, both.qa_labels))]
+    for t, cells in enumerate(zip(*rows)):
+        print(f"{t:<16}" + "".join(f"{cell:<20}" for cell in cells).rstrip())
+    samples = [encode_example(e, task_id, tok, max_len=256) for e in task.train[:6]]
+    plan = plan_epoch(4, 2, 3, "shuffled", torch.Generator().manual_seed(0))
+    print(f"\n4 current samples and 2 replay samples (4, 5) in batches of 3: {plan}")
+    for rows in make_batch(samples, plan[0], n_current=4, distil=True):
+        how = "by the teacher's distribution" if rows.distil else "by the labels"
+        padded = sum(R * T for _, R, T in rows.packing.blocks)
+        print(f"  {len(rows.sizes)} rows, packed: {len(rows.ids)} tokens ({padded} in attention),", end=" ")
+        print(f"{len(rows.labels)} supervised, {how}")
+
+
+if __name__ == "__main__":
+    show()

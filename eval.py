@@ -3,6 +3,7 @@
 Table 1 names the metrics: dsEM (WOZ), lfEM (WikiSQL), ROUGE (CNN/DailyMail, NLG), exact match (classification). Every
 score is a percentage. Answers are decoded greedily (Section 3.1), from a prompt without a task token.
 
+    python eval.py                                              three metrics taken apart
     python eval.py runs/woz+sql+cnn-lamol-word-g0.2-s0          a run's table
     python eval.py --model runs/.../model --task woz            score one model
 """
@@ -11,6 +12,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 from rouge_score import rouge_scorer
@@ -337,6 +339,50 @@ def read_run(folder: str) -> dict:
     return summary
 
 
+def show() -> None:
+    """What three of the metrics see in a prediction, and the measures of lifelong learning in a small run."""
+    print("joint goal (dsEM): the slots of all turns so far must agree; requests don't count\n")
+    turns = [
+        ("area: north; phone", "area: north;"),  # (prediction, gold)
+        ("food: thai;", "food: thai, price: cheap;"),
+        ("price: cheap; phone", "; phone"),
+    ]
+    state, gold_state = {}, {}
+    print(f"    {'prediction':<22}{'gold':<28}{'state':<40}{'gold state':<40}")
+    for prediction, gold in turns:
+        state, gold_state = state | parse_state(prediction)[0], gold_state | parse_state(gold)[0]
+        said = [", ".join(f"{slot}: {value}" for slot, value in s.items()) for s in (state, gold_state)]
+        print(f"    {prediction:<22}{gold:<28}{said[0]:<40}{said[1]:<40}{'equal' if state == gold_state else 'not'}")
+    scores = dialogue_state_scores([f"en_0_{i}" for i in range(3)], *zip(*turns))
+    print("    " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+
+    header = ["Player", "Home team", "Points"]
+    print(f"\nlfEM: the text is read as a logical form; columns {', '.join(header)}, the most similar name is meant\n")
+    gold = "select player from table where home team = maine road and points > 20"
+    for text in (
+        gold,
+        "SELECT playr FROM table WHERE hom team = MAINE ROAD AND points > 20",
+        "select player from table where points > 20 and home team = maine road",
+    ):
+        form = parse_sql(text.lower(), header)
+        print(f"    {text}\n        {form}{'' if form == parse_sql(gold, header) else '    another order: wrong'}")
+
+    prediction, gold = "the party hit madrid. olga spoke.", "a party hit madrid. people were speaking. olga left."
+    print(f"\nROUGE (F, stemmed): {prediction!r} against {gold!r}\n")
+    words = [DefaultTokenizer(use_stemmer=True).tokenize(text) for text in (prediction, gold)]
+    for n in (1, 2):
+        grams = [Counter(zip(*(text[i:] for i in range(n)))) for text in words]
+        shared, (a, b) = (grams[0] & grams[1]), (grams[0].total(), grams[1].total())
+        said = ", ".join(" ".join(gram) for gram in shared)
+        print(f"    {n}-grams: {a} and {b}, {shared.total()} in both ({said}): {200 * shared.total() / (a + b):.1f}")
+    print("    " + ", ".join(f"{k} {v:.1f}" for k, v in rouge_scores([prediction], [gold]).items()))
+
+    rows = [(0, 10, 0), (1, 90, 20), (2, 60, 80)]
+    rows = [{"stage": i, "task": task, "score": x} for i, *r in rows for task, x in zip(("woz", "sql"), r)]
+    print("\nA run of two tasks, R[i][j] the score on task j after stage i\n")
+    print("    " + table(summarise("lamol", ["woz", "sql"], rows)).replace("\n", "\n    "))
+
+
 def main(argv=None) -> int:
     """The command line: the table of a run, or the scores of a model. Returns the exit code."""
     from lab.options import choose_device
@@ -355,9 +401,12 @@ def main(argv=None) -> int:
     options = parser.parse_args(argv)
     if options.limit < 0:
         parser.error(f"--limit {options.limit}: must be a number of at least 0")
-    if bool(options.run_dir) == bool(options.model) or bool(options.model) != bool(options.task):
-        parser.error("give either a run directory, or --model and --task")
+    if (options.run_dir and options.model) or bool(options.model) != bool(options.task):
+        parser.error("give either a run directory, or --model and --task, or nothing")
     try:
+        if not options.run_dir and not options.model:
+            show()
+            return 0
         if options.run_dir:
             print(table(read_run(options.run_dir)))
             return 0

@@ -162,21 +162,50 @@ def rows_loss(student, teacher, rows, weights, temperature, loss_scale=1.0):
     return loss, (parts * ~rows.lm).sum(), (parts * rows.lm).sum()
 
 
-if __name__ == "__main__":
+def show() -> None:
+    """The losses of one next word, what the temperature does to it, and where the gradient comes from."""
     words = ["north", "south", "east", "west"]
-    teacher, student, truth = (
-        torch.tensor([[4.0, 2.0, 0.5, 0.0]]),
-        torch.tensor([[1.0, 1.5, 0.0, 0.0]]),
-        torch.tensor([1]),
-    )
-    print("next word  ", *(f"{w:>8}" for w in words))
-    for name, logits in (("teacher", teacher), ("student", student)):
-        for T in (1, 2):
-            print(f"{name} T={T}", *(f"{p:8.3f}" for p in (logits / T).softmax(-1)[0].tolist()))
-    best = teacher.argmax(-1)
-    print(f"LAMOL        NLL of the data's word, {words[truth]!r:<24} {nll(student, truth).item():.3f}")
-    print(f"Seq-KD       NLL of the teacher's word, {words[best]!r:<21} {nll(student, best).item():.3f}")
-    print(
-        f"Word-KD      the teacher's distribution after the data's words    {word_kd(student, teacher, 2.0).item():.3f}"
-    )
-    print("Seq-KD_soft  the same, at the positions of the teacher's own answer")
+    teacher = torch.tensor([[4.0, 2.0, 0.5, 0.0]])
+    student = torch.tensor([[1.0, 1.5, 0.0, 0.0]], requires_grad=True)
+    truth, best = torch.tensor([1]), teacher.argmax(dim=-1)
+
+    def line(name, numbers):
+        print(f"{name:<34}" + "".join(f"{x:>9.3f}" for x in numbers))
+
+    print(f"{'next word':<34}" + "".join(f"{word:>9}" for word in words))
+    for T in (1, 2, 5):
+        line(f"teacher's probabilities, T = {T}", (teacher / T).softmax(dim=-1)[0])
+    line("student's probabilities, T = 1", student.softmax(dim=-1)[0])
+
+    print("\nLoss of this position, and its gradient in the student's logits: a step goes against it.\n")
+    losses = {
+        f"NLL of the data's {words[truth]!r}": nll(student, truth),
+        f"NLL of the teacher's {words[best]!r}": nll(student, best),
+    } | {f"Word-KD, T = {T}": word_kd(student, teacher, T) for T in (1, 2, 5)}
+    print(f"{'':<29}{'loss':>9}" + "".join(f"{word:>9}" for word in words))
+    for name, loss in losses.items():
+        (grad,) = torch.autograd.grad(loss.sum(), student, retain_graph=True)
+        print(f"{name:<29}{loss.item():>9.3f}" + "".join(f"{x:>9.3f}" for x in grad[0]))
+    print("\nA hard target pushes one word up and the rest down; a soft one says how good each of the rest is. T makes")
+    print("both distributions flatter, so that unlikely words count; T² keeps the size of the gradient, T (p_S - p_T).")
+
+    T, p = 2, (teacher / 2).softmax(dim=-1)
+    cross_entropy = T**2 * -(p * (student / T).log_softmax(dim=-1)).sum()
+    entropy = T**2 * -(p * p.log()).sum()
+    kl = word_kd(student, teacher, T).sum()
+    a, b = (torch.autograd.grad(loss, student)[0] for loss in (cross_entropy, kl))
+    print("\nWhy the KL here and the paper's cross-entropy have one gradient (T = 2):")
+    print("    -T² Σ p_T log p_S  =  T² Σ p_T log (p_T / p_S)  -  T² Σ p_T log p_T", end="")
+    print(f"      {cross_entropy:.4f} = {kl:.4f} + {entropy:.4f}")
+    print("    and the last term, the teacher's entropy, has no student in it:", end=" ")
+    print(f"the gradients differ by {(a - b).abs().max():.0e}")
+
+    print("\nWho uses what (Section 2.2):")
+    print("    LAMOL        NLL of the data's words")
+    print("    Word-KD      KL at the positions of the data's words")
+    print("    Seq-KD       NLL of the words of the teacher's own answer")
+    print("    Seq-KD_soft  KL at the positions of the teacher's own answer")
+
+
+if __name__ == "__main__":
+    show()

@@ -3,13 +3,18 @@
 LAMOL (Section 2.1): the model is its own memory. Started with the token of an earlier task, it writes context,
 question, ANS, answer and EOS as it learned them from that task's LM rows; top-k sampling (k = 20), no data kept.
 
-    python lamol.py MODEL_FOLDER woz     what a trained model samples of a task
+    python lamol.py                       what a model that learns toy.e2e first dreams of it
+    python lamol.py runs/.../model woz    what a run's model dreams of a task
 """
 
 import math
+import os
 import sys
+import textwrap
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -102,25 +107,68 @@ def report(samples: list[PseudoSample]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    from eval import load_model
-
-    def stop(message, code):
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(code)
-
-    if len(sys.argv) != 3:
-        stop("usage is python lamol.py MODEL_FOLDER TASK (a run's `model`, a task that it has learned)", 2)
-    try:
-        gpt, tok, config = load_model(sys.argv[1])
-    except (ModelFileError, DataError) as e:
-        stop(e, 1)
-    if sys.argv[2] not in config["task_slots"]:
-        stop(f"task {sys.argv[2]!r}: this model knows {', '.join(config['task_slots'])}", 2)
+def show(gpt: GPT, tokenizer: Tokenizer, name: str, max_len: int) -> None:
+    """What a model dreams of a task, with the random numbers of seed 0, and how each sequence is read."""
     stream = torch.Generator().manual_seed(0)
-    for one in sample_pseudo_data(gpt, tok, [sys.argv[2]], 5, gpt.config.n_positions, 20, lambda name: stream):
-        print(f"\nids      {one.ids[:40]}{' ...' if len(one.ids) > 40 else ''}")
-        if parts := parse_pseudo(one.ids, tok):
-            print(f"accepted {tok.decode(parts[0])!r} -> {tok.decode(parts[1])!r}")
+    dreams = sample_pseudo_data(gpt, tokenizer, [name], 20, max_len, 20, lambda name: stream)
+    print(report(dreams))
+
+    def line(name, text):
+        print(textwrap.fill(text, 140, initial_indent=f"    {name:<10}", subsequent_indent=" " * 14))
+
+    names = {tokenizer.ans_id: "ANS", tokenizer.eos_id: "EOS", tokenizer.pad_id: "PAD"}
+    for one in sorted(dreams, key=lambda d: bool(d.rejected))[:3] + [d for d in dreams if d.rejected][:2]:
+        said = [names.get(i, "TASK" if tokenizer.is_task(i) else tokenizer.decode([i])) for i in one.ids]
+        print()
+        line("ids", f"{' '.join(map(str, one.ids[:24]))} ... ({len(one.ids)})")
+        line("tokens", f"{' '.join(said[:80])}{' ...' if len(said) > 80 else ''}")
+        if parts := parse_pseudo(one.ids, tokenizer):
+            line("accepted", f"context and question  {tokenizer.decode(parts[0])}")
+            line("", f"answer  {tokenizer.decode(parts[1])}")
         else:
-            print(f"rejected ({one.rejected}): {tok.decode(one.ids)[:200]!r}")
+            line("rejected", one.rejected)
+
+
+def main(argv) -> int:
+    """The command line: what a trained model dreams, or one that is taught here first. Returns the exit code."""
+    import tempfile
+
+    from eval import load_model
+    from lab.options import parse
+    from lab.rundir import RunError
+    from train import start
+
+    if len(argv) not in (0, 2):
+        print("error: usage is python lamol.py [MODEL_FOLDER TASK]: a run's `model`, and a task of it", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as runs:
+        try:
+            if not argv:
+                print("a model of 1M parameters learns toy.e2e first, its QA and LM rows, 4 epochs (half a minute) ...")
+                options = [
+                    "--order",
+                    "toy.e2e",
+                    "--kd",
+                    "none",
+                    "--epochs",
+                    "4",
+                    "--no-eval-every-epoch",
+                    "--runs-dir",
+                    runs,
+                ]
+                with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                    start(parse(options))
+                argv = [str(next(Path(runs).glob("*/model"))), "toy.e2e"]
+            gpt, tok, config = load_model(argv[0])
+        except (ModelFileError, DataError, RunError) as e:
+            print(f"error: {e}", file=sys.stderr)
+            return 1
+    if argv[1] not in config["task_slots"]:
+        print(f"error: task {argv[1]!r}: this model knows {', '.join(config['task_slots'])}", file=sys.stderr)
+        return 2
+    show(gpt, tok, argv[1], config["max_len"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

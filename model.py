@@ -6,7 +6,7 @@ token embedding. Parameters carry OpenAI's names, so weights load by name.
 Letters in every file: B rows, T time, C embedding, V vocabulary, H heads, N tokens one after another, S
 supervised ones (in the cache: columns).
 
-    python -c "from model import *; print(GPT(GPTConfig(n_layer=2)))"     the modules of a small one
+    python model.py     shows a text on its way through the tiny one of lab/assets
 """
 
 import copy
@@ -589,3 +589,60 @@ def decode_beams(model, prompts, limits, stop_id, beams):
         hidden = model.hidden(y[:, -1:], cache=cache)[:, 0]
         cache.length += 1
     return [max(found)[1] for found in answers]
+
+
+def show() -> None:
+    """A text on its way through the tiny model of lab/assets: ids, shapes, next words, the cache, packed rows."""
+    from data import Tokenizer
+
+    model = GPT.from_pretrained(Path(__file__).parent / "lab" / "assets" / "nano").eval()
+    tok, c, blocks = Tokenizer.nano(), model.config, sum(p.numel() for p in model.h.parameters())
+    print(f"GPT-2 of {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, a context of {c.n_positions} tokens")
+    for name, n in (("wte", model.wte.weight.numel()), ("wpe", model.wpe.weight.numel()), ("h", blocks)):
+        what = {"wte": "tokens: the embedding and, tied, the head", "wpe": "positions", "h": "blocks"}[name]
+        print(f"    {name:<4}{n:>10,} parameters    {what}")
+
+    text = "the table has columns coach, year -- what is the coach if year is"
+    prompt = tok.encode(text)
+    print(
+        f"\n{text}\n    {len(prompt)} tokens, B, T, C = 1, {len(prompt)}, {c.n_embd}, and what each step makes of them:"
+    )
+    steps = {"wte": model.wte, "h.0.attn": model.h[0].attn, "h.0.mlp": model.h[0].mlp, "h.0": model.h[0]}
+    for name, module in (steps | {"ln_f": model.ln_f}).items():
+        module.register_forward_hook(lambda _, __, x, name=name: print(f"    {name:<10}{tuple(x.shape)}"))
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        logits = model(ids)
+        print(
+            f"    {'head':<10}{tuple(logits.shape)}    logits over V = {c.vocab_size} words\n\nthe likeliest next words"
+        )
+        for module in (*steps.values(), model.ln_f):
+            module._forward_hooks.clear()
+        p, words = logits[0, -1].softmax(dim=-1).topk(5)
+        print("    " + ", ".join(f"{tok.decode([i])!r} {x:.2f}" for x, i in zip(p.tolist(), words.tolist())))
+
+        other = ids.clone()
+        other[0, -1] = tok.eos_id
+        change = (model(other) - logits).abs().amax(dim=-1)[0]
+        print(f"\ncausal: with another last token logits change by {change[-1]:.1f} there,", end=" ")
+        print(f"by {change[:-1].max():.1f} before it")
+
+        (new,), slow = generate(model, [prompt], 8, tok.eos_id), list(prompt)
+        for _ in new:
+            slow.append(int(model(torch.tensor([slow]))[0, -1].argmax()))
+        same = "the same" if slow[-len(new) :] == new else "others"
+        print(f"cached: {tok.decode(new)!r}, a token a step; without a cache {same}")
+
+        rows = [prompt, prompt[:5]]
+        packed = model.hidden(torch.tensor([i for row in rows for i in row]), Packing.of([len(row) for row in rows]))
+        apart = torch.cat([model.hidden(torch.tensor([row]))[0] for row in rows])
+        print(f"packed: rows of {len(rows[0])} and {len(rows[1])} tokens as one of {len(packed)}:", end=" ")
+        print(f"hidden states differ by {(packed - apart).abs().max():.0e} from those of each alone")
+    prompts = [prompt[:4], prompt[9:12]]
+    for seed in (0, 1):
+        news = generate(model, prompts, 8, tok.eos_id, top_k=20, generator=torch.Generator().manual_seed(seed))
+        print(f"sampled, seed {seed}: " + " | ".join(tok.decode(p + new) for p, new in zip(prompts, news)))
+
+
+if __name__ == "__main__":
+    show()

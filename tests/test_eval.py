@@ -188,7 +188,12 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         assert eval_file.main([str(tmp_path)]) == 1
         assert "not a run's summary" in capsys.readouterr().err
     assert eval_file.main(["--model", str(tmp_path / "none"), "--task", "woz"]) == 1
-    for arguments in ([], ["--model", "x"], ["--model", "x", "--task", "wozz"]):
+    for arguments in (
+        ["x", "--model", "x", "--task", "woz"],
+        ["--task", "woz"],
+        ["--model", "x"],
+        ["--model", "x", "--task", "wozz"],
+    ):
         with pytest.raises(SystemExit) as e:
             eval_file.main(arguments)
         assert e.value.code == 2

@@ -1,0 +1,65 @@
+"""Each file shows its work on a page, and its numbers are right. python -m pytest tests/test_pages.py"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def page():
+    """page(file) -> what `python file` prints, checked to fit on a lecturer's screen."""
+
+    def shown(file):
+        done = subprocess.run([sys.executable, file], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        lines = done.stdout.splitlines()
+        assert 20 <= len(lines) <= 50 and max(map(len, lines)) <= 150
+        return done.stdout
+
+    return shown
+
+
+def test_data_shows_both_rows_of_an_example(page):
+    said = page("data.py")
+    rows = [re.split(r"\s{2,}", line.strip()) for line in said.splitlines() if re.match(r"\d+\s{2}", line)]
+    assert rows[0][1] == "TASK" and rows[-1][2] == rows[-1][4] == "EOS"
+    ans = next(i for i, row in enumerate(rows) if row[1] == "ANS")
+    assert all(row[4] == "-" for row in rows[1:ans])  # the QA row supervises the answer alone ...
+    assert [row[4] for row in rows[ans:]] == [row[2] for row in rows[ans:]]  # ... and there as the LM row does
+    assert [row[2] for row in rows[:-1]] == [row[1] for row in rows[1:]]  # an LM label is the next input
+
+
+def test_kd_shows_that_kl_and_cross_entropy_share_a_gradient(page):
+    said = page("kd.py")
+    a, b, c = map(float, re.search(r"(\d\.\d+) = (\d\.\d+) \+ (\d\.\d+)", said).groups())
+    assert a == pytest.approx(b + c, abs=2e-4) and re.search(r"differ by [0-9]e-0[89]|differ by 0e\+00", said)
+    for line in said.splitlines():  # a gradient in the logits sums to zero
+        if line.startswith(("NLL of the", "Word-KD, T")):
+            assert sum(map(float, line.split()[-4:])) == pytest.approx(0, abs=3e-3)
+
+
+def test_model_shows_causality_the_cache_and_packing(page):
+    said = page("model.py")
+    assert "by 0.0 before it" in said and "without a cache the same" in said
+    assert float(re.search(r"differ by (\S+)", said)[1]) < 1e-4
+
+
+def test_eval_takes_metrics_apart(page):
+    said = page("eval.py")
+    assert "joint_goal_em 66.7" in said and said.count("  equal") == 2
+    forms = re.findall(r"\{'sel'.*\}", said)
+    assert len(forms) == 3 and forms[0] == forms[1] != forms[2]
+    one, two = re.search(r"1-grams: .*: (\S+)", said)[1], re.search(r"2-grams: .*: (\S+)", said)[1]
+    assert f"rouge1 {one}, rouge2 {two}" in said  # counted by hand as the library counts
+
+
+def test_lamol_dreams_and_says_what_it_takes(page):
+    said = page("lamol.py")
+    accepted = int(re.search(r"(\d+) accepted", said)[1])
+    assert accepted >= 10 and "TASK name" in said and " ANS " in said
+    assert said.count("    accepted  context and question") == min(3, accepted)
