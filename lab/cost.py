@@ -1,0 +1,158 @@
+"""What the paper's experiments should cost on a GPU: a prediction from counted operations and measured efficiency.
+
+python -m lab.cost                                 an H100 by its data sheet
+python -m lab.cost --peak 312 --update-ms 30       another card: TFLOP/s in bfloat16, least time of an update
+
+An epoch over n examples with rows of t tokens, of which the answer has a (QA and LM row together: N = 2t + 1 tokens, S
+= t + a + 2 supervised; L layers, C channels, V words):
+
+    FLOP  = n · 6 · (12 L C² · N + V C · S)        forward 2, backward 4 a parameter and token; the head at S alone
+    KD    + n · 2 · V C · S, and once n · 2 · 12 L C² · N: the teacher's head, and its states, which are kept
+    replay counts as γ n further examples of the earlier tasks' size, the pseudo-data and answers as below
+    time  = max(FLOP / (efficiency · peak), updates · least time of an update)
+
+Decoding is bound by its steps: as many as the longest row of a chunk has new tokens. Efficiency is lab/bench.py's for
+bfloat16 (share of a matrix product's speed). The least times of an update and of a decoding step are guesses: they are
+launches of kernels, which a CPU doesn't have.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from lab.experiments import METHODS, NOT_LIFELONG, RunKey, keys_of
+from lab.prepare import TABLE_1
+from model import CACHE_BYTES, MAX_ROWS, SIZES
+from train import batch_size
+
+BENCH = Path(__file__).parent / "results" / "bench"
+SHAPE, V, EPOCHS, GAMMA = SIZES["gpt2"], 50304, 9, 0.2
+C, BLOCKS = SHAPE.n_embd, 12 * SHAPE.n_layer * SHAPE.n_embd**2  # channels; parameters of all blocks
+
+
+class Rows(NamedTuple):
+    """Mean tokens of a training row and of its answer, and the longest answer, in GPT-2's tokens."""
+
+    row: float
+    answer: float
+    longest: int
+
+
+TOKENS = {  # counted: woz, e2e and rnnlg on the public files, the others on parts of them
+    "woz": Rows(23.1, 4.5, 17),
+    "sql": Rows(112.6, 15.5, 50),
+    "cnn": Rows(817.2, 62.6, 139),
+    "e2e": Rows(70.4, 26.8, 86),
+    "rnnlg.rest": Rows(34.9, 12.7, 47),
+    "rnnlg.hotel": Rows(33.6, 12.2, 41),
+    "rnnlg.tv": Rows(69.4, 27.6, 79),
+    "rnnlg.laptop": Rows(70.9, 27.4, 81),
+    "ag": Rows(65.2, 1.5, 3),
+}
+TOKENS |= dict.fromkeys(("yelp", "amazon", "dbpedia", "yahoo"), Rows(150.0, 2.0, 4))  # guessed
+
+
+class Card(NamedTuple):
+    """A GPU: bfloat16 FLOP/s, least seconds of an update and of a decoding step, how many share a run."""
+
+    peak: float
+    update: float
+    step: float
+    ranks: int = 1
+
+
+def epoch_flops(n: float, rows: Rows, lm=True, kd=False) -> float:
+    """Operations of one epoch over n examples; a teacher's states are not in it."""
+    tokens, supervised = rows.row + (rows.row + 1 if lm else 0), rows.answer + 1 + (rows.row + 1 if lm else 0)
+    return n * (6 * (BLOCKS * tokens + V * C * supervised) + (2 * V * C * supervised if kd else 0))
+
+
+def efficiency(rows: Rows) -> float:
+    """The measured share of a matrix product's speed: of short rows, or of rows of 1,024 tokens, whose attention is not
+    in the count."""
+    part, name = ("long", "Word-KD, 1024 tokens") if rows.row > 512 else ("step", "Word-KD, WOZ, no cache")
+    bench = json.loads((BENCH / f"{part}.json").read_text(encoding="utf-8"))
+    (one,) = (r["ours"] for r in bench["results"] if (r["name"], r["dtype"]) == (name, "bfloat16"))
+    return one["flops"] / bench["peak"]["bfloat16"]
+
+
+def learning(card: Card, n, rows, epochs, earlier=(), lm=True, kd=False) -> float:
+    """Seconds of `train.learn`: n examples of a task, and γ n of earlier ones."""
+    replay = GAMMA * n if earlier else 0
+    flops = epochs * epoch_flops(n, rows, lm, kd)
+    flops += sum(epochs * epoch_flops(replay / len(earlier), TOKENS[task]) for task in earlier)
+    flops += n * 2 * BLOCKS * (2 * rows.row + 1) * card.ranks if kd else 0  # each rank keeps all states
+    updates = epochs * (n + replay) / batch_size(int(n + replay))
+    return max(flops / (card.ranks * efficiency(rows) * card.peak), updates * card.update)
+
+
+def decoding(card: Card, n, prompt, new) -> float:
+    """Seconds of `model.generate`: n prompts in chunks, which ranks share out."""
+    columns = CACHE_BYTES // (8 * SHAPE.n_layer * C)
+    chunks = -(-n // min(MAX_ROWS, columns // (prompt + new)))
+    prefill = n * 2 * BLOCKS * prompt / (card.ranks * 0.25 * card.peak)
+    return -(-chunks // card.ranks) * new * card.step + prefill
+
+
+def run_seconds(key: RunKey, card: Card) -> tuple[float, float]:
+    """Seconds of a run without its teachers, and of the teachers that it needs; `single` is teachers alone."""
+    tasks = key.order.split(",")
+    options = METHODS[key.label][0] if key.label in METHODS else NOT_LIFELONG[key.label]
+    scoring = {t: decoding(card, TABLE_1[t][1], TOKENS[t].row, TOKENS[t].longest) for t in tasks}
+    answering = {t: decoding(card, TABLE_1[t][0], TOKENS[t].row, TOKENS[t].longest) for t in tasks}
+    lm = "qa-only" not in options and "finetune" not in options
+    teachers = sum(learning(card, TABLE_1[t][0], TOKENS[t], EPOCHS, lm=lm) + scoring[t] for t in tasks)
+    if "single" in options:
+        return 0.0, teachers
+    if "multitask" in options:
+        epochs = EPOCHS * 3 if "long" in options else EPOCHS
+        own = sum(learning(card, TABLE_1[t][0], TOKENS[t], epochs, lm=lm) + scoring[t] for t in tasks)
+        return own + (sum(answering.values()) if "seq" in options else 0), teachers if "seq" in options else 0.0
+    own = sum(scoring.values())  # before the first stage
+    for m, task in enumerate(tasks):
+        n, earlier = TABLE_1[task][0], tasks[:m] if "finetune" not in options else []
+        own += learning(card, n, TOKENS[task], EPOCHS, earlier, lm, kd="word" in options or "soft" in options)
+        own += sum(decoding(card, GAMMA * n / m, 1, TOKENS[old].row) for old in earlier)
+        own += sum(scoring.values()) + (answering[task] if "seq" in options else 0)
+    return own, teachers if "--kd" in options and "none" not in options else 0.0
+
+
+def experiment_seconds(what: str, card: Card) -> tuple[int, float]:
+    """How many runs a table has, and their seconds one after another; each teacher is made once."""
+    own, teachers = 0.0, {}
+    for key in keys_of(what, [0]):
+        seconds, needed = run_seconds(key, card)
+        own += seconds
+        if needed:
+            teachers[frozenset(key.order.split(",")), "QA" if key.label == "Single QA" else "QA+LM"] = needed
+    return len(keys_of(what, [0])), own + sum(teachers.values())
+
+
+def main(argv=None) -> int:
+    """The command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
+    parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s in bfloat16 (default %(default)s, an H100)")
+    parser.add_argument("--update-ms", type=float, default=25.0, help="least time of an update (default %(default)s)")
+    parser.add_argument("--step-ms", type=float, default=10.0, help="least time of a decoding step (%(default)s)")
+    o = parser.parse_args(argv)
+    if not min(o.peak, o.update_ms, o.step_ms) > 0:
+        parser.error("numbers above 0 are expected")
+    one = Card(o.peak * 1e12, o.update_ms / 1e3, o.step_ms / 1e3)
+    print("| PREDICTED, not measured | runs | one GPU, one run after another | eight GPUs, a run each |")
+    print("| --- | --- | --- | --- |")
+    for what in ("table2", "table3", "table4", "table5"):
+        runs, seconds = experiment_seconds(what, one)
+        print(f"| {what} | {runs} | {seconds / 3600:.1f} h | {seconds / 3600 / 8:.1f} h |")
+    print("\n| one Word-KD run, teachers included | one GPU | eight GPUs (torchrun) |\n| --- | --- | --- |")
+    for what in ("table2", "table4", "table5"):
+        key = next(key for key in keys_of(what, [0]) if key.label == "Word-KD")
+        hours = [sum(run_seconds(key, card)) / 3600 for card in (one, one._replace(ranks=8))]
+        print(f"| {key.order.replace(',', ', ')} | {hours[0]:.1f} h | {hours[1]:.1f} h |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
