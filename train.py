@@ -80,6 +80,7 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
         model.train()
         torch.manual_seed(seed_of(o.seed, stage, name, f"{phase} dropout", epoch) + ranks.rank())
         order = stream(o.seed, stage, name, f"{phase} batches", epoch)
+        # who is in which update (Alg. 1, lines 4, 7, 8)
         plan = plan_epoch(len(current), len(replay), o.batch_size or batch_size(n), o.updates, order)
         hidden = ranks.rank() > 0 or None  # None: where nobody watches
         bar = tqdm(plan, f"{phase} {name}, epoch {epoch}/{epochs}", disable=hidden, leave=False, unit="batch")

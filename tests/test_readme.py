@@ -1,0 +1,123 @@
+"""The README says what is there. python -m pytest tests/test_readme.py"""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+
+import train
+from data import encode_prompt, load_task
+from eval import load_model
+from lab import cost, nano
+from lab.options import Options, parse
+from model import generate
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+HACKS = (ROOT / "lab" / "HACKS.md").read_text(encoding="utf-8")
+
+
+def test_each_line_of_algorithm_1_in_the_table_stands_in_train_py():
+    code, named = (ROOT / "train.py").read_text(encoding="utf-8"), re.findall(r"Alg\. 1, lines? [\d, and-]*\d", README)
+    assert len(named) == 5 and all(line in code for line in named)
+    numbers = {int(n) for line in named for n in re.findall(r"\d+", line.split(",", 1)[1])}
+    assert {1, 2, 3, 5, 7, 9, 11} <= numbers
+
+
+def test_every_test_that_the_faithfulness_table_names_exists():
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    named = set(re.findall(r"`(test_\w+)`", README))
+    assert len(named) > 40
+    assert not [name for name in named if f"def {name}(" not in tests]
+
+
+def test_the_map_names_every_file_and_no_other():
+    files = {path.name for path in ROOT.glob("*.py")}
+    files |= {
+        f"lab/{path.name}" for path in (ROOT / "lab").iterdir() if path.suffix in (".py", ".md", ".ipynb", ".json")
+    }
+    listed = README.split("## Map of the files")[1].split("```")[1]
+    assert {line.split()[0] for line in listed.strip().splitlines()} == files - {"lab/__init__.py"} | {
+        "tests/",
+        "lab/hacks/",
+        "lab/assets/",
+        "lab/results/",
+    }
+
+
+def test_every_option_that_is_named_is_one():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.py"), *(ROOT / "lab").glob("*.py")))
+    known = {f"--{f.name.strip('_').replace('_', '-')}" for f in dataclasses.fields(Options)}
+    known |= set(re.findall(r'"(--[a-z-]+)"', code))
+    foreign = {"--nproc_per_node", "--process-slot-var", "--array", "--gres", "--cpus-per-task", "--mem", "--time"}
+    foreign |= {"--requeue", "--signal", "--help"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README + HACKS))
+    assert not {o for o in named - foreign if o not in known and o.replace("--no-", "--") not in known}
+
+
+def test_links_lead_somewhere():
+    for text, folder in ((README, ROOT), (HACKS, ROOT / "lab")):
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("https://") or (folder / target).exists(), target
+
+
+def test_tables_are_what_the_commands_print(capsys):
+    cost.main([])
+    assert capsys.readouterr().out.strip() in README
+    assert nano.comparison_table(nano.collected()) in README
+
+
+def code_blocks(word: str) -> list[str]:
+    """The README's Python blocks with a word in them."""
+    return [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if word in block]
+
+
+def test_a_hugging_face_data_set_becomes_a_task_in_three_lines(tmp_path, monkeypatch):
+    (block,) = code_blocks("load_dataset")
+    assert len([line for line in block.splitlines() if line and not line.startswith("import")]) == 3
+    rows = {"text": ["a goal", "a bank", "a king"], "label": [1, 2, 0]}
+    there = datasets.DatasetDict({split: datasets.Dataset.from_dict(rows) for split in ("train", "test")})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: there)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    task = load_task("agnews", "", "")
+    assert [(e.context, e.question, e.answer) for e in task.test] == [
+        (text, "what is it about?", str(label)) for text, label in zip(*rows.values())
+    ]
+
+
+def test_a_trained_student_answers_in_transformers_as_here(lab, capsys):
+    transformers = pytest.importorskip("transformers")
+    assert train.main([*lab, "--epochs", "9"]) == 0
+    (run,) = Path(lab[5]).glob("colors+*")
+    capsys.readouterr()
+    (block,) = code_blocks("GPT2LMHeadModel")
+    exec(block.replace("RUN", str(run)), {})
+    said = capsys.readouterr().out.strip().splitlines()[-1]
+    ours, tok, config = load_model(str(run / "model"))
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(run / "model")
+    prompts = [
+        encode_prompt(e.context, e.question, tok, config["max_len"], 20)
+        for e in load_task(lab[1].split(",")[0], "", "").test
+    ]
+    answers = generate(ours, prompts, 20, tok.eos_id)
+    for prompt, answer in zip(prompts, answers):
+        ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=tok.pad_id)
+        assert ids[0, len(prompt) :].tolist() == answer
+    assert said == tok.decode(answers[0]) != ""
+
+
+def test_the_offline_commands_of_the_hacks_page_are_understood(tmp_path):
+    """Each `python train.py ...` in it is parsed; those with a patch are run by tests/test_hacks.py."""
+    commands = re.findall(r"python train\.py[^`\n#|&]*", README + HACKS)
+    assert len(commands) > 10
+    for command in commands:
+        words = command.split()[2:]
+        if "--continue" not in words and "--help" not in words and not set("[]<>") & set(command):
+            parse(words)
+    assert subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True).returncode == 0
