@@ -82,8 +82,8 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
         order = stream(o.seed, stage, name, f"{phase} batches", epoch)
         # who is in which update (Alg. 1, lines 4, 7, 8)
         plan = plan_epoch(len(current), len(replay), o.batch_size or batch_size(n), o.updates, order)
-        hidden = ranks.rank() > 0 or None  # None: where nobody watches
-        bar = tqdm(plan, f"{phase} {name}, epoch {epoch}/{epochs}", disable=hidden, leave=False, unit="batch")
+        quiet = ranks.rank() > 0 or None  # None: where nobody watches
+        bar = tqdm(plan, f"{phase} {name}, epoch {epoch}/{epochs}", disable=quiet, leave=False, unit="batch")
         run.log = log = TrainingLog(run, name, phase, epoch, bar, samples)
         for step, indices in enumerate(interruption.between(bar), 1):
             # ------------------------------------------------------------ one update (Alg. 1, lines 5 and 9)
