@@ -69,7 +69,8 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
     current, replay: lists of Encoded. lm: learn LM rows too. after_epoch(epoch) is called after all but the last."""
     o, samples, n = run.o, current + replay, len(current) + len(replay)
     epochs, optimizer = epochs or o.epochs, optimizer_of(model, o)
-    scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
+    first = 2.0**16 / ranks.size()  # token weights are multiplied with it there
+    scaler = torch.amp.GradScaler(run.device.type, first, enabled=run.dtype == torch.float16)
     if o.compile:
         for block in model.h:
             block.compile(dynamic=True)
@@ -127,9 +128,11 @@ def get_teacher(run, task):
     o = run.o
     epochs = min(o.epochs, 9) if o.method == "multitask" else o.epochs  # row (7): single-task teachers, trained as such
     folder, key = run.teacher_folder(task, epochs)
-    with rundir.one_at_a_time(folder):
-        if not ranks.told(folder.is_dir()):
-            return make_teacher(run, task, epochs, folder, key)
+    if not ranks.told(folder.is_dir()):
+        with rundir.one_at_a_time(folder) as waited:
+            run.began += waited
+            if not ranks.told(folder.is_dir()):
+                return make_teacher(run, task, epochs, folder, key)
     print(f"teacher  of {task.name}: found in {folder}")
     seconds = rundir.read_json(folder / "config.json", dict).get("seconds")
     run.teacher_times[task.name] = seconds if isinstance(seconds, int | float) else None
@@ -283,7 +286,9 @@ def main(argv=None) -> int:
     with ranks.joined():
         try:
             with interruption.caught():
-                start(parse(argv))
+                with ranks.rank_0_first():
+                    o = parse(argv)
+                start(o)
             return 0
         except (DataError, ModelFileError, RunError, OSError) as e:
             sys.stderr.write(f"error: {e}\n")  # in one piece: other ranks may have something to say too

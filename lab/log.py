@@ -52,6 +52,8 @@ class TrainingLog:
                 qa, lm, norm = values
                 what = f"loss is {qa + lm}" if not math.isfinite(qa + lm) else f"gradient's norm is {norm}"
                 ids = ", ".join(self.samples[i].id for i in indices[:20]) + (", ..." if indices[20:] else "")
+                if ranks.rank() > 0:  # rank 0 says it for all
+                    raise SystemExit(1)
                 raise RunError(f"the {what} in {self.place(step)}, with examples {ids}: a lower --lr may help")
         qa, lm, norm = (sum(column) / len(made) for column in zip(*made)) if made else (None, None, None)
         loss, rate = None if qa is None else qa + lm, round(self.tokens / (time.perf_counter() - self.since))

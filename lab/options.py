@@ -213,11 +213,7 @@ def parse(argv=None) -> Options:
         description="L2KD: lifelong language knowledge distillation (Algorithm 1 and its baselines)",
         allow_abbrev=False,
     )
-
-    def error(message):  # one line, of one rank
-        parser.exit(2, "" if ranks.rank() else f"error: {message} (--help lists the options)\n")
-
-    parser.error = error
+    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     for f in fields(Options):
         flag, help = f"--{f.name.strip('_').replace('_', '-')}", f.metadata["help"]
         shown = "" if "default" in help else f" (default {f.default})"
@@ -255,7 +251,9 @@ def choose_device(device: str, dtype: str = "auto") -> tuple[torch.device, torch
         if several and kind not in ("cpu", "cuda"):
             raise RuntimeError("each process that torchrun starts has a device of its own: cpu or cuda is expected")
         if several and kind == "cuda":
-            kind = f"cuda:{os.environ['LOCAL_RANK']}"
+            if (here := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > (there := torch.cuda.device_count()):
+                raise RuntimeError(f"{here} processes of torchrun, but {there} GPUs; --nproc_per_node={there}")
+            kind = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.empty(0, device=kind)
     except (RuntimeError, AssertionError) as e:
         raise RunError(f"--device {device}: can't be used here ({str(e).splitlines()[0][:150]})") from None

@@ -8,6 +8,7 @@ nothing here does anything.
 
 import json
 import os
+import re
 import sys
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
@@ -34,13 +35,16 @@ def size() -> int:
 def joined():
     """Meet the other ranks, if torchrun started some; rank 0 alone prints."""
     global talk
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    talk = dist.new_group(backend="gloo", timeout=timedelta(days=2))
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        talk = dist.new_group(backend="gloo", timeout=timedelta(days=2))
+    except (ValueError, RuntimeError) as e:
+        sys.exit(f"error: RANK is set, but the other processes can't be met ({str(e).splitlines()[0]}): use torchrun")
+    try:
+        with open(os.devnull, "w", errors="replace") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
             yield
     finally:
         talk = None
@@ -51,10 +55,12 @@ def joined():
 
 
 def lost(e: Exception) -> str:
-    """What to say of an error, where it came from a rank that others can't reach any more; else nothing."""
-    if size() > 1 and isinstance(e, RuntimeError) and any(word in str(e) for word in ("onnection", "gloo", "NCCL")):
+    """What to say of an error in talking to other ranks; nothing of another error."""
+    if size() == 1 or isinstance(e, torch.OutOfMemoryError) or not re.search("gloo|NCCL|[Cc]onnection", str(e)):
+        return ""
+    if re.search("[Cc]onnection (closed|reset)", str(e)):
         return f"rank {rank()} has lost another rank, which ended; what that one printed says why"
-    return ""
+    return f"rank {rank()} can't go on with the others ({str(e).splitlines()[0]})"
 
 
 def reduced(x: torch.Tensor, how=dist.ReduceOp.SUM) -> torch.Tensor:
@@ -69,7 +75,7 @@ def reduced(x: torch.Tensor, how=dist.ReduceOp.SUM) -> torch.Tensor:
 
 def mean(x: torch.Tensor) -> torch.Tensor:
     """A tensor, averaged over all ranks; on the CPU."""
-    return reduced(x.detach().double().cpu()) / size()
+    return reduced(x.detach().cpu().double()) / size()
 
 
 def told(value):

@@ -43,6 +43,10 @@ class Run:
     def __init__(self, o: Options):
         with ranks.rank_0_first():
             self.prepare(o)
+        if ranks.told(self.said_last) != self.said_last:
+            raise RunError(
+                f"rank {ranks.rank()} finds another checkpoint than rank 0 in {self.dir}: not the same disk?"
+            )
 
     def prepare(self, o: Options) -> None:
         """Load all that is needed, open the directory, find out where an earlier try was cut off."""
@@ -237,6 +241,8 @@ class Run:
         except BrokenPipeError:
             raise
         except OSError as e:
+            if interruption.came:  # and so another rank has stopped before
+                raise KeyboardInterrupt(f"; {how} {self.said_last}") from None
             raise RunError(f"{e}; {how} {self.said_last}") from None
         except (RuntimeError, MemoryError) as e:
             if lost := ranks.lost(e):
@@ -248,7 +254,8 @@ class Run:
                 raise
             if not self.log:
                 raise RunError("out of memory: a shorter --max-len or a smaller --model is needed") from None
-            at_once = min(self.log.examples, self.o.micro_batch or self.log.examples)
+            examples = -(-self.log.examples // ranks.size())
+            at_once = min(examples, self.o.micro_batch or examples)
             hint = f"{how} {self.said_last}, with --micro-batch {at_once // 2}"
             hint = hint if at_once > 1 else "a shorter --max-len or a smaller --model is needed"
             raise RunError(f"out of memory in {self.log.place()}, with {at_once} examples at once: {hint}") from None
@@ -260,16 +267,15 @@ class Run:
         return copy.deepcopy(self.pretrained).to(self.device)
 
     def teacher_folder(self, task, epochs: int) -> tuple[Path, dict]:
-        """Where the teacher of a task is kept, and its key: all that it depends on. One that an earlier try found or
-        made stands, though that may have had another --micro-batch."""
+        """Where the teacher of a task is kept, and its key: all that it depends on. With --resume that is what the
+        first try was given, though this one may have another --micro-batch."""
         key = {"task": task.name, "slot": self.slots[task.name], "epochs": epochs, "max_len": self.max_len}
         key |= {"examples": key_of_examples(task), "dtype": str(self.dtype), "pretrained": self.fingerprint}
-        found = []
-        for options, n in ((asdict(self.o), ranks.size()), (self.earlier, self.earlier.get("ranks", 1))):
-            whole = key | {name: options.get(name, getattr(self.o, name)) for name in TEACHER_KEY}
-            whole |= {"ranks": n} if n != 1 else {}  # their dropout masks are other ones
-            found.append((Path(self.o.teachers).expanduser() / f"{task.name}-{rundir.key_of(whole)}", whole))
-        return found[ranks.told(found[0][0].is_dir() < found[1][0].is_dir())]
+        first = ranks.told(self.earlier) or asdict(self.o) | {"ranks": ranks.size()}
+        key |= {name: first.get(name, getattr(self.o, name)) for name in TEACHER_KEY}
+        if (n := first.get("ranks", 1)) != 1:
+            key["ranks"] = n  # their dropout masks are other ones
+        return Path(self.o.teachers).expanduser() / f"{task.name}-{rundir.key_of(key)}", key
 
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

@@ -13,6 +13,7 @@ import signal
 import stat
 import tempfile
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def lock(run: Path):
     f = lock_file(run / "lock")
     try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         raise RunError(f"{run}: another process is making this run") from None
     return f
 
@@ -117,21 +118,23 @@ def lock_file(path: Path):
 
 @contextmanager
 def one_at_a_time(path: Path):
-    """Whoever makes `path`, which several may want, does so alone: others wait here, and look again then."""
+    """Whoever makes `path`, which several may want, does so alone: others wait here, and look again then. Yields the
+    seconds that were waited."""
     if ranks.rank() > 0:
-        yield
+        yield 0.0
         return
+    began = time.time()
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(f".{path.name}.lock")
     with lock_file(name) as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             print(f"waiting  for {path}, which another process is making", flush=True)
             fcntl.flock(f, fcntl.LOCK_EX)
         for p in path.parent.glob(f".{path.name}.*.*"):  # what a kill left half-written
             shutil.rmtree(p, ignore_errors=True)
-        yield
+        yield time.time() - began
         if path.exists():  # whoever comes now finds it
             name.unlink(missing_ok=True)
 
@@ -337,7 +340,8 @@ def last_checkpoint(run: Path, based: bool, most: int = 2**40):
             state, tensors = read_checkpoint(path, most)
         except RunError as e:
             print(f"WARNING: {e}; the one before is taken")
-            path.replace(path.with_suffix(".broken"))
+            if ranks.rank() == 0:
+                path.replace(path.with_suffix(".broken"))
             continue
         if found and state["stages"] < found[0]["stages"]:
             print(f"WARNING: {run}: the end of stage {found[0]['stages']} is lost; from further back")
@@ -357,6 +361,7 @@ def last_checkpoint(run: Path, based: bool, most: int = 2**40):
     return found, base
 
 
+@ranks.by_rank_0
 def restore_log(path: Path, kept) -> None:
     """As the checkpoint has it, or gone without one."""
     written = path.read_bytes() if path.exists() else b""

@@ -106,6 +106,23 @@ def test_two_processes_do_what_one_does(still, options):
     assert json.loads((two / "config.json").read_text())["ranks"] == 2
 
 
+def test_two_processes_in_float16_skip_no_more_updates_than_one(still):
+    """The loss scale starts lower, since token weights are multiplied with the number of processes."""
+    one, two = both_ways(still, "--kd", "none", "--dtype", "float16")
+    skipped = [sum(line["loss"] is None for line in read_jsonl(run / "log.jsonl")) for run in (one, two)]
+    assert skipped[1] <= skipped[0] > 0
+
+
+def test_two_processes_take_no_teacher_that_one_process_made(lab):
+    """Its dropout masks were other ones: a result must not depend on what lies in --teachers; --resume or not."""
+    base = Path(lab[5]).parent
+    teachers = ["--teachers", str(base / "teachers")]
+    assert train.main([*lab, *teachers]) == 0
+    done = torchrun(*lab, "--runs-dir", str(base / "two"), *teachers, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "found in" not in done.stdout and len(list((base / "teachers").iterdir())) == 4
+
+
 def test_two_processes_that_are_interrupted_and_resumed_are_the_unbroken_two(lab):
     whole = [*lab, "--runs-dir", str(Path(lab[5]).parent / "whole")]
     assert torchrun(*whole).returncode == 0
@@ -191,3 +208,33 @@ def test_runs_that_need_the_same_teacher_at_once_teach_it_once(lab):
         assert sum(text.count(f"teacher {task}, epoch 2/2") for text in said) == 1
         assert sum(text.count(f"teacher  of {task}: found") for text in said) == 2
     assert not list((Path(lab[5]) / "teachers").glob(".*"))
+
+
+def test_printed_commands_run_side_by_side_and_again(shared, tmp_path):
+    """As the README gives them to xargs; Word-KD, Seq-KD_soft and Seq-KD need the same teachers."""
+    places = ["--data-dir", str(shared / "data"), "--cache-dir", str(tmp_path / "a cache"), "--runs-dir", str(tmp_path)]
+    small = ["--model", "nano", "--limit", "4", "--epochs", "1", *places]
+    asked = subprocess.run(
+        [sys.executable, "-m", "lab.paper", "figure3", "--print-commands", *small],
+        cwd=ROOT,
+        env=here(),
+        capture_output=True,
+        text=True,
+    )
+    lines = asked.stdout.splitlines()
+    assert len(lines) == 5
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for _ in range(2):
+        done = subprocess.run(
+            ["xargs", "-0", "-n", "1", "-P", "2", "sh", "-c"],
+            input="\0".join(lines[2:]),
+            cwd=ROOT,
+            env=here(PATH=path),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished already") == 3  # the second time
+    assert len(list(tmp_path.glob("woz+sql+cnn-*/summary.json"))) == 3
+    assert len(list((tmp_path / "teachers").iterdir())) == 3
