@@ -70,7 +70,7 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
     o, samples, n = run.o, current + replay, len(current) + len(replay)
     epochs, optimizer = epochs or o.epochs, optimizer_of(model, o)
     first = 2.0**16 / ranks.size()  # token weights are multiplied with it there
-    scaler = torch.amp.GradScaler(run.device.type, first, enabled=run.dtype == torch.float16)
+    scaler = torch.amp.GradScaler(run.device.type, init_scale=first, enabled=run.dtype == torch.float16)
     if o.compile:
         for block in model.h:
             block.compile(dynamic=True)

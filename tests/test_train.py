@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import json
 import shutil
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -328,7 +327,8 @@ def test_every_phase_has_a_random_stream_of_its_own(lab, monkeypatch):
 
 def test_gradients_are_clipped_after_they_are_unscaled(lab, tmp_path, monkeypatch):
     """With an epsilon far above the gradients, Adam's updates are as large as what clipping leaves of them."""
-    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**10))
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler(*a, **k | {"init_scale": 2.0**10}))
     before = load_file(NANO / "model.safetensors")
 
     def moved(dtype, norm):
@@ -444,9 +444,8 @@ def test_half_precision_and_the_grad_scaler_run_on_a_cpu(lab, dtype):
 
 
 def test_the_schedule_stands_still_where_the_scaler_skips_an_update(lab, monkeypatch):
-    monkeypatch.setattr(
-        torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**26, backoff_factor=2.0**-16)
-    )
+    scaler, other = torch.amp.GradScaler, {"init_scale": 2.0**26, "backoff_factor": 2.0**-16}
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler(*a, **k | other))
     log = lines(run(lab, "--dtype", "float16", "--kd", "none", "--log-every", "1", "--warmup-ratio", "0") / "log.jsonl")
     rates = [line["lr"] for line in log if line["task"] == "colors"]
     assert rates[0] == rates[1]  # the first update overflowed at the initial scale
