@@ -35,8 +35,11 @@ VOCABULARY = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/" 
 VOCABULARY_FILES = ("vocab.bpe", "encoder.json")
 NANO_VOCABULARY = Path(__file__).parent / "lab" / "assets" / "nano.tiktoken"  # made by lab/nano.py
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's cut into words
-GROUP_TOKENS = 4096  # that go through the model at once, with at most so many scores of one head's attention, ...
-GROUP_SCORES = {"cpu": 1024**2, "cuda": 4 * 1024**2}  # ... which a GPU need not keep
+GROUP_TOKENS = 4096  # most tokens in one forward pass ...
+GROUP_SCORES = {
+    "cpu": 1024**2,
+    "cuda": 4 * 1024**2,
+}  # ... and entries of one head's attention, which a GPU never stores
 
 
 @dataclass(frozen=True)
@@ -298,8 +301,8 @@ def make_batch(samples, indices, n_current, distil=False, lm=True, micro_batch=0
 
     samples: list of Encoded, the `n_current` of the current task first; indices: who is in the batch. How rows are
     grouped changes no loss: normalisers are those of the whole batch. Current rows stand apart from replay rows if they
-    are to be distilled, so that the teacher sees no others. `micro_batch` bounds the rows of a group, to those of so
-    many examples, GROUP_TOKENS and GROUP_SCORES its tokens; kind: of device. Rows are dealt to the ranks by turns."""
+    are to be distilled, so that the teacher sees no others. A group has at most the rows of `micro_batch` examples,
+    GROUP_TOKENS tokens and GROUP_SCORES attention scores. kind: cpu, cuda. Rows are dealt to the ranks by turns."""
     rows = []
     for i in indices:
         example, replay = samples[i], i >= n_current
@@ -346,7 +349,7 @@ def collate(group: list[Row], rank: int = 0) -> Rows:
 def plan_epoch(n_current, n_replay, batch_size, updates, generator) -> list[list[int]]:
     """Who is in which batch of an epoch: indices, current samples first (i < n_current), then replay samples.
 
-    shuffled (as released): both kinds in one permutation. alternate (Algorithm 1 to the letter): each batch of current
+    shuffled (as released): both kinds in one permutation. alternate (Algorithm 1, with batches for samples): each batch of current
     samples is followed by its share of the replay samples, in an update of its own; shares differ by one at most."""
     if updates == "shuffled":
         order = torch.randperm(n_current + n_replay, generator=generator).tolist()
@@ -373,8 +376,8 @@ def show() -> None:
         return [names.get(i) or repr(tok.decode([i])) for i in ids]
 
     print(f"context   {one.context}\nquestion  {one.question}\nanswer    {one.answer}\n")
-    print(f"{'':16}LM row: learn to write examples{'':9}QA row: learn to answer")
-    print(f"{'position':<16}{'input':<20}{'label':<20}{'input':<20}label")
+    print(f"{'':16}LM row: learn to write examples{'':9}QA row: learn to answer (one position less)")
+    print(f"{'position in LM':<16}{'input':<20}{'label':<20}{'input':<20}label")
     rows = [*map(column, (both.lm_ids, both.lm_labels)), *(["", *column(x)] for x in (both.qa_ids, both.qa_labels))]
     for t, cells in enumerate(zip(*rows)):
         print(f"{t:<16}" + "".join(f"{cell:<20}" for cell in cells).rstrip())

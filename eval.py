@@ -222,6 +222,8 @@ def load_model(folder: str) -> tuple[GPT, Tokenizer, dict]:
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.of(folder)
     slots, budgets = config.get("task_slots"), config.get("answer_budgets", {})
+    if model.config.vocab_size != tokenizer.n_vocab:
+        raise ModelFileError(f"{folder}: no model of a run: {model.config.vocab_size} tokens, not {tokenizer.n_vocab}")
     if not isinstance(slots, dict) or not all(map(tokenizer.is_task, slots.values())):
         raise ModelFileError(f"{folder}/config.json: no model of a run: it has no task_slots with a token a task")
     most = model.config.n_positions
@@ -357,7 +359,8 @@ def show() -> None:
     print("    " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
 
     header = ["Player", "Home team", "Points"]
-    print(f"\nlfEM: the text is read as a logical form; columns {', '.join(header)}, the most similar name is meant\n")
+    print(f"\nlfEM: the text is read as a logical form, columns {', '.join(header)}; the most similar name is meant.")
+    print("sel: the column, agg: none max min count sum avg, conds: [column, = > <, value], all counted from 0\n")
     gold = "select player from table where home team = maine road and points > 20"
     for text in (
         gold,
@@ -375,7 +378,8 @@ def show() -> None:
         shared, (a, b) = (grams[0] & grams[1]), (grams[0].total(), grams[1].total())
         said = ", ".join(" ".join(gram) for gram in shared)
         print(f"    {n}-grams: {a} and {b}, {shared.total()} in both ({said}): {200 * shared.total() / (a + b):.1f}")
-    print("    " + ", ".join(f"{k} {v:.1f}" for k, v in rouge_scores([prediction], [gold]).items()))
+    print("    " + ", ".join(f"{k} {v:.1f}" for k, v in rouge_scores([prediction], [gold]).items()), end=" ")
+    print("(the mean; L: longest common subsequences, sentence by sentence)")
 
     rows = [(0, 10, 0), (1, 90, 20), (2, 60, 80)]
     rows = [{"stage": i, "task": task, "score": x} for i, *r in rows for task, x in zip(("woz", "sql"), r)]
@@ -403,6 +407,9 @@ def main(argv=None) -> int:
         parser.error(f"--limit {options.limit}: must be a number of at least 0")
     if (options.run_dir and options.model) or bool(options.model) != bool(options.task):
         parser.error("give either a run directory, or --model and --task, or nothing")
+    given = [key for key, value in vars(options).items() if value != parser.get_default(key) and key != "run_dir"]
+    if given and not options.model:
+        parser.error(f"--{given[0].replace('_', '-')}: only with --model and --task")
     try:
         if not options.run_dir and not options.model:
             show()

@@ -29,7 +29,7 @@ def nll(logits, targets):
 def word_kd(student_logits, teacher_logits, temperature):
     """Section 2.2, L_Word-KD: how far the student's next word is from the teacher's. Logits (S, V) -> (S,), in nats.
 
-        T^2 · KL(p_teacher ‖ p_student),   p = softmax(logits / T)
+        T^2 · KL(p_T ‖ p_S),   p_T, p_S = softmax(logits / T) of teacher and student; T alone: the temperature
 
     The paper's cross-entropy -Σ p_T log p_S is this KL plus the teacher's entropy, which is constant in the student.
     T^2 keeps the gradient's scale as T grows; it is T (p_S - p_T) with respect to the student's logits."""
@@ -47,8 +47,9 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
         joint   L_s = ( Σ_current ℓ + Σ_replay NLL ) / (all tokens of s)                 the paper's sum over samples
         added   L_s = Σ_current ℓ / (current tokens of s) + Σ_replay NLL / (replay tokens of s)
 
-    A target that is ANS counts `ans_weight` times in NLL terms and in what they are divided by (released code). A part
-    without tokens adds nothing."""
+    As released, `added` is the rule of Word-KD and Seq-KD_soft, `joint` that of all else. A target that is ANS (LM rows
+    alone have it) counts `ans_weight` times in NLL terms and in what they are divided by. A part without tokens adds
+    nothing."""
     weights = []
     for rows in batch:
         w = torch.ones(len(rows.labels))
@@ -113,7 +114,7 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        factor, grads = grad / ctx.loss_scale, ctx.saved_tensors  # they carry the loss scale already
+        factor, grads = grad / ctx.loss_scale, ctx.saved_tensors  # `grad` is the loss scale, which they carry: 1
         if factor.device.type != "cpu" or factor != 1:  # to ask a GPU would mean to wait for it
             grads = (g * factor for g in grads)
         return *(g.to(dtype) for g, dtype in zip(grads, ctx.dtypes)), None, None, None, None, None
@@ -192,7 +193,7 @@ def show() -> None:
     T, p = 2, (teacher / 2).softmax(dim=-1)
     cross_entropy = T**2 * -(p * (student / T).log_softmax(dim=-1)).sum()
     entropy = T**2 * -(p * p.log()).sum()
-    kl = word_kd(student, teacher, T).sum()
+    kl = T**2 * (p * (p.log() - (student / T).log_softmax(dim=-1))).sum()  # word_kd
     a, b = (torch.autograd.grad(loss, student)[0] for loss in (cross_entropy, kl))
     print("\nWhy the KL here and the paper's cross-entropy have one gradient (T = 2):")
     print("    -T² Σ p_T log p_S  =  T² Σ p_T log (p_T / p_S)  -  T² Σ p_T log p_T", end="")
@@ -200,11 +201,13 @@ def show() -> None:
     print("    and the last term, the teacher's entropy, has no student in it:", end=" ")
     print(f"the gradients differ by {(a - b).abs().max():.0e}")
 
-    print("\nWho uses what (Section 2.2):")
+    print(
+        "\nWho uses what (Section 2.2), for the current task; pseudo-data of earlier tasks get the NLL with all four:"
+    )
     print("    LAMOL        NLL of the data's words")
     print("    Word-KD      KL at the positions of the data's words")
-    print("    Seq-KD       NLL of the words of the teacher's own answer")
-    print("    Seq-KD_soft  KL at the positions of the teacher's own answer")
+    print("    Seq-KD       NLL, the teacher's own answer in place of the data's")
+    print("    Seq-KD_soft  KL, the teacher's own answer in place of the data's")
 
 
 if __name__ == "__main__":

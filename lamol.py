@@ -3,8 +3,8 @@
 LAMOL (Section 2.1): the model is its own memory. Started with the token of an earlier task, it writes context,
 question, ANS, answer and EOS as it learned them from that task's LM rows; top-k sampling (k = 20), no data kept.
 
-    python lamol.py                       what a model that learns toy.e2e first dreams of it
-    python lamol.py runs/.../model woz    what a run's model dreams of a task
+    python lamol.py                           what a model that learns toy.e2e first dreams of it
+    python lamol.py runs/.../model toy.woz    what a run's model dreams of a task
 """
 
 import math
@@ -111,7 +111,7 @@ def show(gpt: GPT, tokenizer: Tokenizer, name: str, max_len: int) -> None:
     """What a model dreams of a task, with the random numbers of seed 0, and how each sequence is read."""
     stream = torch.Generator().manual_seed(0)
     dreams = sample_pseudo_data(gpt, tokenizer, [name], 20, max_len, 20, lambda name: stream)
-    print(report(dreams))
+    print(f"{report(dreams)}\n(accepted for its form: whether the answer is right, nobody knows; compare)")
 
     def line(name, text):
         print(textwrap.fill(text, 140, initial_indent=f"    {name:<10}", subsequent_indent=" " * 14))
@@ -160,9 +160,12 @@ def main(argv) -> int:
                     start(parse(options))
                 argv = [str(next(Path(runs).glob("*/model"))), "toy.e2e"]
             gpt, tok, config = load_model(argv[0])
-        except (ModelFileError, DataError, RunError) as e:
+        except (ModelFileError, DataError, RunError, OSError) as e:
             print(f"error: {e}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
     if argv[1] not in config["task_slots"]:
         print(f"error: task {argv[1]!r}: this model knows {', '.join(config['task_slots'])}", file=sys.stderr)
         return 2

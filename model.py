@@ -3,8 +3,8 @@
 The model of Section 3.1 (Radford et al. 2019): pre-norm blocks, tanh GELU, learned positions, a head tied to the
 token embedding. Parameters carry OpenAI's names, so weights load by name.
 
-Letters in every file: B rows, T time, C embedding, V vocabulary, H heads, N tokens one after another, S
-supervised ones (in the cache: columns).
+Letters in every file: B rows (b: those still going), T time, C embedding, V vocabulary, H heads, L layers, K beams, N
+tokens one after another, S supervised ones (in the cache: columns).
 
     python model.py     shows a text on its way through the tiny one of lab/assets
 """
@@ -79,7 +79,7 @@ def move(x: torch.Tensor, device: torch.device) -> torch.Tensor:
 @dataclass
 class Packing:
     """Rows of different lengths as N tokens one after another. Padding exists inside attention alone, and there is
-    little of it: neighbours of similar length form a block of R padded rows.
+    little of it: neighbours form blocks of R padded rows, 8 whatever their lengths, more only of similar length.
 
         row 0    The dog .  ~
         row 1    A   b   c  d       The dog . A b c d      position  0 1 2 0 1 2 3
@@ -95,7 +95,8 @@ class Packing:
         """The packing of rows of these lengths, on the CPU."""
         groups = []
         for n in lengths:
-            if groups and (len(groups[-1]) < BLOCK_ROWS or 0.75 <= n / groups[-1][0] <= 1 / 0.75):
+            similar = groups and 0.75 <= n / groups[-1][0] <= 1 / 0.75  # at most a quarter is padding
+            if groups and (len(groups[-1]) < BLOCK_ROWS or similar):
                 groups[-1].append(n)
             else:
                 groups.append([n])
@@ -147,6 +148,7 @@ class KVCache:
 
     def append(self, layer: int, k: torch.Tensor, v: torch.Tensor):
         """Write one token a row, k and v (B, H, 1, C/H); return all keys and values, (B, H, used, C/H)."""
+        # `layer`, `rows` and `length` stand apart from each other: their dimension, B, then comes first
         self.kv[:, layer, self.rows, :, self.length] = torch.stack([k[:, :, 0], v[:, :, 0]], dim=1)  # (B, 2, H, C/H)
         return self.kv[:, layer, :, :, : self.used].unbind(0)
 
@@ -604,9 +606,8 @@ def show() -> None:
 
     text = "the table has columns coach, year -- what is the coach if year is"
     prompt = tok.encode(text)
-    print(
-        f"\n{text}\n    {len(prompt)} tokens, B, T, C = 1, {len(prompt)}, {c.n_embd}, and what each step makes of them:"
-    )
+    print(f"\n{text}\n    ids {' '.join(map(str, prompt))}")
+    print(f"    B, T, C = 1, {len(prompt)}, {c.n_embd}; what each step makes of them (h.1 to h.3 are like h.0):")
     steps = {"wte": model.wte, "h.0.attn": model.h[0].attn, "h.0.mlp": model.h[0].mlp, "h.0": model.h[0]}
     for name, module in (steps | {"ln_f": model.ln_f}).items():
         module.register_forward_hook(lambda _, __, x, name=name: print(f"    {name:<10}{tuple(x.shape)}"))

@@ -35,7 +35,7 @@ from lab.log import TrainingLog
 from lab.options import Options, parse
 from lab.run import Run
 from lab.rundir import RunError, interruption, seed_of, stream
-from model import GPT, ModelFileError, move
+from model import ModelFileError, move
 
 # ---------------------------------------------------------------------- training
 
@@ -45,7 +45,7 @@ def learning_rate(samples_seen, n_samples, epochs, lr, warmup_ratio):
 
     n_samples: of one epoch, current and replay. The decay spans all epochs from the end of the warm-up on."""
     warmup = int(warmup_ratio * n_samples)
-    if 0 < warmup >= samples_seen:
+    if warmup > 0 and samples_seen <= warmup:  # so the first update's rate is 0
         return lr * samples_seen / warmup
     return lr * (n_samples * epochs - (samples_seen - warmup)) / (n_samples * epochs)
 
@@ -69,7 +69,7 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
     current, replay: lists of Encoded. lm: learn LM rows too. after_epoch(epoch) is called after all but the last."""
     o, samples, n = run.o, current + replay, len(current) + len(replay)
     epochs, optimizer = epochs or o.epochs, optimizer_of(model, o)
-    first = 2.0**16 / ranks.size()  # token weights are multiplied with it there
+    first = 2.0**16 / ranks.size()  # `ranks.shared` multiplies token weights with their number
     scaler = torch.amp.GradScaler(run.device.type, init_scale=first, enabled=run.dtype == torch.float16)
     if o.compile:
         for block in model.h:
@@ -86,7 +86,7 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
         quiet = ranks.rank() > 0 or None  # None: where nobody watches
         bar = tqdm(plan, f"{phase} {name}, epoch {epoch}/{epochs}", disable=quiet, leave=False, unit="batch")
         run.log = log = TrainingLog(run, name, phase, epoch, bar, samples)
-        for step, indices in enumerate(interruption.between(bar), 1):
+        for step, indices in enumerate(interruption.between(bar), 1):  # Ctrl-C waits for the end of an update
             # ------------------------------------------------------------ one update (Alg. 1, lines 5 and 9)
             how = (teacher is not None, lm, o.micro_batch, run.device.type, ranks.size())
             batch = make_batch(samples, indices, len(current), *how)
@@ -134,9 +134,7 @@ def get_teacher(run, task):
             if not ranks.told(folder.is_dir()):
                 return make_teacher(run, task, epochs, folder, key)
     print(f"teacher  of {task.name}: found in {folder}")
-    seconds = rundir.read_json(folder / "config.json", dict).get("seconds")
-    run.teacher_times[task.name] = seconds if isinstance(seconds, int | float) else None
-    return GPT.from_pretrained(folder / "model").to(run.device)
+    return run.found_teacher(task, folder)
 
 
 def make_teacher(run, task, epochs, folder, key):

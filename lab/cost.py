@@ -12,17 +12,20 @@ An epoch over n examples with rows of t tokens, of which the answer has a (QA an
     time  = max(FLOP / (efficiency · peak), updates · least time of an update)
 
 Decoding is bound by its steps: as many as the longest row of a chunk has new tokens. Efficiency is lab/bench.py's for
-bfloat16 (share of a matrix product's speed). The least times of an update and of a decoding step are guesses: they are
-launches of kernels, which a CPU doesn't have.
+bfloat16 (share of a matrix product's speed) on a CPU, for all methods alike. Guesses are: the least times of an update
+and of a decoding step (launches of kernels, which a CPU doesn't have), the rows of four classification sets, and that
+eight runs side by side never wait for each other's teachers.
 """
 
 import argparse
+import heapq
 import json
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from lab.experiments import METHODS, NOT_LIFELONG, RunKey, keys_of
+from lab.experiments import METHODS, NOT_LIFELONG, RunKey, arguments, keys_of
 from lab.prepare import TABLE_1
 from model import CACHE_BYTES, MAX_ROWS, SIZES
 from train import batch_size
@@ -92,7 +95,7 @@ def decoding(card: Card, n, prompt, new) -> float:
     """Seconds of `model.generate`: n prompts in chunks, which ranks share out."""
     columns = CACHE_BYTES // (8 * SHAPE.n_layer * C)
     chunks = -(-n // min(MAX_ROWS, columns // (prompt + new)))
-    prefill = n * 2 * BLOCKS * prompt / (card.ranks * 0.25 * card.peak)
+    prefill = n * 2 * BLOCKS * prompt / (card.ranks * efficiency(TOKENS["woz"]) * card.peak)
     return -(-chunks // card.ranks) * new * card.step + prefill
 
 
@@ -110,24 +113,34 @@ def run_seconds(key: RunKey, card: Card) -> tuple[float, float]:
         epochs = EPOCHS * 3 if "long" in options else EPOCHS
         own = sum(learning(card, TABLE_1[t][0], TOKENS[t], epochs, lm=lm) + scoring[t] for t in tasks)
         return own + (sum(answering.values()) if "seq" in options else 0), teachers if "seq" in options else 0.0
+    times = EPOCHS if "--eval-every-epoch" in arguments(key, []) else 1
     own = sum(scoring.values())  # before the first stage
     for m, task in enumerate(tasks):
         n, earlier = TABLE_1[task][0], tasks[:m] if "finetune" not in options else []
         own += learning(card, n, TOKENS[task], EPOCHS, earlier, lm, kd="word" in options or "soft" in options)
         own += sum(decoding(card, GAMMA * n / m, 1, TOKENS[old].row) for old in earlier)
-        own += sum(scoring.values()) + (answering[task] if "seq" in options else 0)
+        own += times * sum(scoring.values()) + (answering[task] if "seq" in options else 0)
     return own, teachers if "--kd" in options and "none" not in options else 0.0
 
 
-def experiment_seconds(what: str, card: Card) -> tuple[int, float]:
-    """How many runs a table has, and their seconds one after another; each teacher is made once."""
-    own, teachers = 0.0, {}
+def experiment_seconds(what: str, card: Card) -> list[float]:
+    """Seconds of each run of a table, as they are printed; the first that needs teachers makes them."""
+    seconds, made = [], set()
     for key in keys_of(what, [0]):
-        seconds, needed = run_seconds(key, card)
-        own += seconds
-        if needed:
-            teachers[frozenset(key.order.split(",")), "QA" if key.label == "Single QA" else "QA+LM"] = needed
-    return len(keys_of(what, [0])), own + sum(teachers.values())
+        own, teachers = run_seconds(key, card)
+        which = frozenset(key.order.split(",")), key.label == "Single QA"  # its teachers learn no LM rows
+        seconds.append(own + (teachers if which not in made else 0))
+        if teachers:
+            made.add(which)
+    return seconds
+
+
+def side_by_side(seconds: list[float], n: int) -> float:
+    """When the last of these runs ends, where each of n GPUs takes the next as soon as it is free."""
+    busy = [0.0] * n
+    for one in seconds:
+        heapq.heapreplace(busy, busy[0] + one)
+    return max(busy)
 
 
 def main(argv=None) -> int:
@@ -138,14 +151,14 @@ def main(argv=None) -> int:
     parser.add_argument("--update-ms", type=float, default=25.0, help="least time of an update (default %(default)s)")
     parser.add_argument("--step-ms", type=float, default=10.0, help="least time of a decoding step (%(default)s)")
     o = parser.parse_args(argv)
-    if not min(o.peak, o.update_ms, o.step_ms) > 0:
+    if not all(0 < x < math.inf for x in (o.peak, o.update_ms, o.step_ms)):
         parser.error("numbers above 0 are expected")
     one = Card(o.peak * 1e12, o.update_ms / 1e3, o.step_ms / 1e3)
     print("| PREDICTED, not measured | runs | one GPU, one run after another | eight GPUs, a run each |")
     print("| --- | --- | --- | --- |")
     for what in ("table2", "table3", "table4", "table5"):
-        runs, seconds = experiment_seconds(what, one)
-        print(f"| {what} | {runs} | {seconds / 3600:.1f} h | {seconds / 3600 / 8:.1f} h |")
+        seconds = experiment_seconds(what, one)
+        print(f"| {what} | {len(seconds)} | {sum(seconds) / 3600:.1f} h | {side_by_side(seconds, 8) / 3600:.1f} h |")
     print("\n| one Word-KD run, teachers included | one GPU | eight GPUs (torchrun) |\n| --- | --- | --- |")
     for what in ("table2", "table4", "table5"):
         key = next(key for key in keys_of(what, [0]) if key.label == "Word-KD")

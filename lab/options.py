@@ -258,8 +258,8 @@ def choose_device(device: str, dtype: str = "auto") -> tuple[torch.device, torch
     except (RuntimeError, AssertionError) as e:
         raise RunError(f"--device {device}: can't be used here ({str(e).splitlines()[0][:150]})") from None
     found = torch.device(kind)
-    if found.type == "cuda":
-        torch.cuda.set_device(found)
+    if found.type == "cuda" and found.index is not None:
+        torch.cuda.set_device(found)  # tensors that are made on "cuda" belong there
     if dtype != "auto":
         return found, getattr(torch, dtype), why
     half = (

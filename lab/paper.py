@@ -12,6 +12,7 @@ import argparse
 import csv
 import io
 import shlex
+import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -424,4 +425,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as `head` may have enough
     sys.exit(main())

@@ -3,7 +3,7 @@
 Each process is a rank with the whole model. Ranks share out the rows of a batch and the prompts that are to be
 continued, by rules that know the whole of both, so that N ranks compute what one process does, up to rounding. All else
 each of them does for itself. Rank 0 alone writes and prints, and decides whatever depends on files. In one process
-nothing here does anything.
+nothing here changes anything.
 """
 
 import json
@@ -93,16 +93,19 @@ def told(value):
 def rank_0_first():
     """The block runs on rank 0, then on the others, and nobody goes on before all are done: it may make files.
 
-    Where it fails on rank 0, the others exit in silence."""
-    if rank() > 0 and not told(None):
-        sys.exit(1)
-    done = False
+    Where it fails on rank 0, or ends there (--help), the others exit in silence."""
+    if rank() > 0 and (code := told(None)) is not None:
+        sys.exit(code)
+    code = 1
     try:
         yield
-        done = True
+        code = None
+    except SystemExit as e:
+        code = e.code
+        raise
     finally:
         if rank() == 0:
-            told(done)
+            told(code)
     reduced(torch.zeros(1))
 
 

@@ -277,6 +277,18 @@ class Run:
             key["ranks"] = n  # their dropout masks are other ones
         return Path(self.o.teachers).expanduser() / f"{task.name}-{rundir.key_of(key)}", key
 
+    def found_teacher(self, task, folder: Path) -> GPT:
+        """A teacher that was made before. Raises RunError where the folder is not whole, or is of another model."""
+        try:
+            seconds = rundir.read_json(folder / "config.json", dict).get("seconds")
+            teacher = GPT.from_pretrained(folder / "model")
+            if teacher.config != self.pretrained.config:
+                raise ValueError("another shape")
+        except (ValueError, OSError) as e:
+            raise RunError(f"{folder} is no whole teacher of {task.name} ({e}); delete it, to teach it anew") from None
+        self.teacher_times[task.name] = seconds if type(seconds) in (int, float) and 0 <= seconds < 1e9 else None
+        return teacher.to(self.device)
+
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 

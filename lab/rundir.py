@@ -109,11 +109,10 @@ def lock(run: Path):
 
 def lock_file(path: Path):
     """An open file to lock, made if it is not there. Raises RunError where it is a link or a device."""
-    no_link_no_wait = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    f = os.fdopen(os.open(path, no_link_no_wait, 0o644), "r+")
-    if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise RunError(f"{path} is no regular file; remove it")
-    return f
+    no_link_no_wait = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.fdopen(os.open(path, no_link_no_wait, 0o644), "r+")
 
 
 @contextmanager
@@ -125,6 +124,8 @@ def one_at_a_time(path: Path):
         return
     began = time.time()
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        raise RunError(f"{path} is a link; remove it")
     name = path.with_name(f".{path.name}.lock")
     with lock_file(name) as f:
         try:

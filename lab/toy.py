@@ -13,6 +13,7 @@ third split is left for pretraining (lab/nano.py).
     python -m lab.toy     two examples a task
 """
 
+import signal
 import zlib
 from random import Random
 
@@ -184,6 +185,7 @@ def toy_rows(task: str, split: str, n: int) -> list[dict]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as `head` may have enough
     for name in GRAMMARS:
         for row in toy_rows(name, "train", 2):
             print(f"{name:<10} {row['context']}\n{'':<10} {row['question']}\n{'':<10} {row['answer']}\n")

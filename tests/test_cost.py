@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import kd
-from data import encode_parts, make_batch
+from data import encode_parts, load_task, make_batch
 from lab import cost
 from lab.cost import Card, Rows
 from lab.experiments import RunKey
@@ -50,9 +50,55 @@ def test_a_run_costs_more_with_a_teacher_and_single_is_teachers_alone():
     assert finetune[0] < lamol[0] <= word[0] and lamol[0] < seq[0]
 
 
+def test_learning_counts_replay_and_a_teachers_states():
+    """By hand: 1,000 examples, γ = 0.2 of one earlier task, nine epochs; the states once, whatever the epochs."""
+    card, new, old = Card(1e12, 0.0, 0.0), cost.TOKENS["woz"], cost.TOKENS["sql"]
+    flops = 9 * (cost.epoch_flops(1000, new) + cost.epoch_flops(200, old))
+    share = cost.efficiency(new)
+    assert 0.2 < share < 0.3 and cost.learning(card, 1000, new, 9, ["sql"]) == pytest.approx(flops / share / 1e12)
+    head = 9 * 1000 * 2 * 50304 * 768 * (new.row + new.answer + 2)
+    states = 1000 * 2 * 85e6 * (2 * new.row + 1)
+    taught = cost.learning(card, 1000, new, 9, ["sql"], kd=True)
+    assert taught == pytest.approx((flops + head + states) / share / 1e12, rel=1e-3)
+
+
+def test_decoding_counts_the_steps_of_its_chunks():
+    """29,127 columns of 73,728 bytes fit into 2 GiB: 145 rows of 200, so 7 chunks of 1,000 prompts, 100 steps each."""
+    card = Card(1e30, 0.0, 0.01)
+    assert cost.decoding(card, 1000, 100, 100) == pytest.approx(7 * 100 * 0.01)
+    assert cost.decoding(card._replace(ranks=8), 1000, 100, 100) == pytest.approx(100 * 0.01)
+
+
+def test_each_teacher_is_paid_for_once_and_eight_gpus_end_with_the_last_run(monkeypatch):
+    keys = [RunKey("woz,sql", label, 0) for label in ("Single QA+LM", "LAMOL", "Word-KD", "Seq-KD")]
+    monkeypatch.setattr(cost, "keys_of", lambda what, seeds: keys)
+    monkeypatch.setattr(
+        cost, "run_seconds", lambda key, card: {"Single QA+LM": (0, 50), "LAMOL": (10, 0)}.get(key.label, (20, 50))
+    )
+    seconds = cost.experiment_seconds("any", None)
+    assert seconds == [50, 10, 20, 20]
+    assert cost.side_by_side(seconds, 1) == 100 and cost.side_by_side(seconds, 8) == 50
+    assert cost.side_by_side([3, 1, 1, 4], 2) == 6
+
+
+def test_runs_that_are_drawn_are_scored_after_every_epoch():
+    card = Card(1e30, 0.0, 0.01)
+    drawn, other = (cost.run_seconds(RunKey(o, "finetune", 0), card)[0] for o in ("woz,sql,cnn", "sql,woz,cnn"))
+    assert drawn > 5 * other
+
+
+def test_tokens_are_those_of_the_data(shared, gpt2_tok, tmp_path):
+    for name in ("woz", "rnnlg.tv"):
+        train = load_task(name, str(shared / "data"), str(tmp_path)).train
+        n = [[len(gpt2_tok.encode(text)) for text in (e.context, e.question, e.answer)] for e in train]
+        row, answer = sum(map(sum, n)) / len(n) + 1, sum(a for *_, a in n) / len(n)
+        assert cost.TOKENS[name] == pytest.approx((row, answer, max(a for *_, a in n)), abs=0.06)
+
+
 def test_the_prediction_says_that_it_is_one(capsys):
     assert cost.main([]) == 0
     assert "PREDICTED" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as e:
-        cost.main(["--peak", "0"])
-    assert e.value.code == 2
+    for wrong in (["--peak", "0"], ["--update-ms", "nan"], ["--step-ms", "inf"]):
+        with pytest.raises(SystemExit) as e:
+            cost.main(wrong)
+        assert e.value.code == 2

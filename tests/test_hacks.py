@@ -57,6 +57,7 @@ def test_a_patch_applies_and_changes_what_is_learned_after_the_first_task(name, 
         python(folder, "train.py", *lab, *(more if name != "ewc" else [*more[:2], *more[3:]]), *options)
         (run,) = folder.glob("runs/colors+*/log.jsonl")
         logs.append([line for line in read_jsonl(run) if line["phase"] == "student"])
+    assert [[x["task"], x["epoch"]] for x in logs[0]] == [[x["task"], x["epoch"]] for x in logs[1]]
     first, second = ([[x["loss"] for x in log if x["task"] == task] for log in logs] for task in ("colors", "sizes"))
     assert (first[0] == first[1]) == (name != "reverse_kl") and second[0] != second[1]
 

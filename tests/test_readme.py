@@ -1,6 +1,7 @@
 """The README says what is there. python -m pytest tests/test_readme.py"""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,10 @@ import train
 from data import encode_prompt, load_task
 from eval import load_model
 from lab import cost, nano
+from lab.experiments import keys_of
 from lab.options import Options, parse
+from lab.paper import spread
+from lab.prepare import TABLE_1
 from model import generate
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +62,48 @@ def test_every_option_that_is_named_is_one():
     foreign |= {"--requeue", "--signal", "--help"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README + HACKS))
     assert not {o for o in named - foreign if o not in known and o.replace("--no-", "--") not in known}
+
+
+def test_the_chapters_stand_in_the_order_of_reading():
+    chapters = re.findall(r"^## (.*)", README, re.M)
+    wanted = ["Two commands", "What it is, and what it is not", "The real run", "Results", "The method in one page"]
+    wanted += ["Map of the files, in reading order", "Faithfulness", "What is logged", "What a run promises"]
+    assert [c for c in chapters if c in wanted] == wanted
+
+
+def test_numbers_of_runs_and_sizes_of_data_are_those_of_the_code():
+    runs = len(keys_of("table3", [0]))
+    assert f"#SBATCH --array=1-{runs}%8" in README and f"# its {runs} runs" in README
+    for task, (n, n_test) in TABLE_1.items():
+        short = "." + task.split(".")[-1]
+        row = next(
+            line
+            for line in README.splitlines()
+            if line.startswith("| `") and (f"`{task}`" in line or f"`{short}`" in line)
+        )
+        assert f"{n:,} / {n_test:,}" in row, task
+
+
+def test_what_the_hacks_page_names_is_there_and_what_it_measured_is_kept():
+    for line in HACKS.splitlines():
+        if line.startswith("| ") and ".py`: " in line:
+            for file, names in re.findall(r"`(\w+\.py)`: ((?:`[\w.]+`(?:, )?)+)", line):
+                code = (ROOT / file).read_text(encoding="utf-8")
+                for name in re.findall(r"`([\w.]+)`", names):
+                    assert re.search(rf"(def|class) {name.split('.')[-1]}\b", code), (file, name)
+        if patch := re.search(r"\| (\d+), \[patch\]\(hacks/(\w+)\.patch\)", line):
+            lines = (ROOT / "lab" / "hacks" / f"{patch[2]}.patch").read_text(encoding="utf-8").splitlines()
+            assert sum(bool(re.match(r"[+-](?![+-]{2} )", one)) for one in lines) == int(patch[1])
+            runs = sorted((ROOT / "lab" / "results" / "hacks" / patch[2]).glob("*/summary.json"))
+            assert len(runs) == 3
+            averages = [json.loads(run.read_text(encoding="utf-8"))["average"] for run in runs]
+            assert spread(averages) in line
+    found = nano.collected()["Word-KD", 0]
+    assert f"against {spread([s['average'] for s in found[:3]])}" in HACKS
+    one = {label: found[0]["average"] for (label, order), found in nano.collected().items() if order == 0}
+    for label, command in (("finetune", "--method finetune"), ("LAMOL", "--kd none`, then")):
+        row = next(line for line in HACKS.splitlines() if line.startswith("| ") and command in line)
+        assert f"| {one[label]:.1f};" in row
 
 
 def test_links_lead_somewhere():

@@ -713,3 +713,33 @@ def test_compile_compiles_every_block_that_learns(lab, monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-compiler")
     assert train.main([*lab, "--compile", "--seed", "1"]) == 1
     assert "--compile: needs a C++ compiler" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["another shape", "no config", "no model", "a link"])
+def test_a_teacher_that_is_not_whole_is_refused_with_what_to_do(lab, broken, tmp_path, capsys):
+    teachers = Path(lab[5]) / "teachers"
+    run(lab, "--method", "single")
+    (folder,) = teachers.glob("colors-*")
+    if broken == "another shape":
+        GPT(GPTConfig(vocab_size=60, n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder / "model")
+    elif broken == "a link":
+        shutil.rmtree(folder)
+        folder.symlink_to(tmp_path / "nowhere")
+    elif broken == "no config":
+        (folder / "config.json").unlink()
+    else:
+        shutil.rmtree(folder / "model")
+    said = error(capsys, [*lab, "--kd", "word"], 1)
+    assert str(folder) in said and ("delete it" in said or "remove it" in said)
+
+
+@pytest.mark.parametrize("seconds", ["-5", "NaN", "1e400", "true", '"long"'])
+def test_what_a_teacher_says_of_its_time_spoils_no_checkpoint(lab, seconds, monkeypatch):
+    run(lab, "--method", "single")
+    (folder,) = (Path(lab[5]) / "teachers").glob("colors-*")
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text[: text.index('"seconds"')] + f'"seconds": {seconds}\n}}\n')
+    states = []
+    monkeypatch.setattr(rundir, "save_checkpoint", lambda run, state, *_: states.append(state))
+    run(lab, "--kd", "word")
+    assert states and all(state["teacher_times"]["colors"] is None for state in states)
