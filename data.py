@@ -349,8 +349,9 @@ def collate(group: list[Row], rank: int = 0) -> Rows:
 def plan_epoch(n_current, n_replay, batch_size, updates, generator) -> list[list[int]]:
     """Who is in which batch of an epoch: indices, current samples first (i < n_current), then replay samples.
 
-    shuffled (as released): both kinds in one permutation. alternate (Algorithm 1, with batches for samples): each batch of current
-    samples is followed by its share of the replay samples, in an update of its own; shares differ by one at most."""
+    shuffled (as released): both kinds in one permutation. alternate (Algorithm 1, batches in place of samples): each
+    batch of current samples is followed by its share of the replay samples, in an update of its own; shares differ by
+    one at most."""
     if updates == "shuffled":
         order = torch.randperm(n_current + n_replay, generator=generator).tolist()
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

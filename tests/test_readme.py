@@ -125,7 +125,7 @@ def code_blocks(word: str) -> list[str]:
 
 def test_a_hugging_face_data_set_becomes_a_task_in_three_lines(tmp_path, monkeypatch):
     (block,) = code_blocks("load_dataset")
-    assert len([line for line in block.splitlines() if line and not line.startswith("import")]) == 3
+    assert len([line for line in block.splitlines() if line and not line.startswith(("import", "NAMES"))]) == 3
     rows = {"text": ["a goal", "a bank", "a king"], "label": [1, 2, 0]}
     there = datasets.DatasetDict({split: datasets.Dataset.from_dict(rows) for split in ("train", "test")})
     monkeypatch.setattr(datasets, "load_dataset", lambda name: there)
@@ -133,7 +133,7 @@ def test_a_hugging_face_data_set_becomes_a_task_in_three_lines(tmp_path, monkeyp
     exec(block, {})
     task = load_task("agnews", "", "")
     assert [(e.context, e.question, e.answer) for e in task.test] == [
-        (text, "what is it about?", str(label)) for text, label in zip(*rows.values())
+        (text, "what is it about?", ("world", "sports", "business")[label]) for text, label in zip(*rows.values())
     ]
 
 
@@ -144,7 +144,7 @@ def test_a_trained_student_answers_in_transformers_as_here(lab, capsys):
     capsys.readouterr()
     (block,) = code_blocks("GPT2LMHeadModel")
     exec(block.replace("RUN", str(run)), {})
-    said = capsys.readouterr().out.strip().splitlines()[-1]
+    said = capsys.readouterr().out.strip()
     ours, tok, config = load_model(str(run / "model"))
     theirs = transformers.GPT2LMHeadModel.from_pretrained(run / "model")
     prompts = [
@@ -155,7 +155,8 @@ def test_a_trained_student_answers_in_transformers_as_here(lab, capsys):
     for prompt, answer in zip(prompts, answers):
         ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=tok.pad_id)
         assert ids[0, len(prompt) :].tolist() == answer
-    assert said == tok.decode(answers[0]) != ""
+    ours_too = encode_prompt(*re.findall(r'"(the table.*?|what is the tr.*?)"', block), tok, config["max_len"], 20)
+    assert said == tok.decode(generate(ours, [ours_too], 20, tok.eos_id)[0])
 
 
 def test_the_offline_commands_of_the_hacks_page_are_understood(tmp_path):
