@@ -161,6 +161,7 @@ def test_a_figure_of_a_run_without_a_task_is_drawn_and_scores_must_be_scores(tmp
 # ---------------------------------------------------------------------- a run that is really killed
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_and_resumed_ends_identical(tmp_path):
     lab = faults.Lab(tmp_path, "seqsoft")
     count = faults.kill(lab, 1, random.Random(3))

@@ -715,31 +715,32 @@ def test_compile_compiles_every_block_that_learns(lab, monkeypatch, capsys):
     assert "--compile: needs a C++ compiler" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("broken", ["another shape", "no config", "no model", "a link"])
-def test_a_teacher_that_is_not_whole_is_refused_with_what_to_do(lab, broken, tmp_path, capsys):
-    teachers = Path(lab[5]) / "teachers"
-    run(lab, "--method", "single")
-    (folder,) = teachers.glob("colors-*")
-    if broken == "another shape":
-        GPT(GPTConfig(vocab_size=60, n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder / "model")
-    elif broken == "a link":
-        shutil.rmtree(folder)
-        folder.symlink_to(tmp_path / "nowhere")
-    elif broken == "no config":
-        (folder / "config.json").unlink()
-    else:
-        shutil.rmtree(folder / "model")
-    said = error(capsys, [*lab, "--kd", "word"], 1)
-    assert str(folder) in said and ("delete it" in said or "remove it" in said)
+def test_a_teacher_that_is_not_whole_is_refused_with_what_to_do(lab, tmp_path, capsys):
+    run(lab, "--method", "single", "--epochs", "1")
+    (folder,) = (Path(lab[5]) / "teachers").glob("colors-*")
+    whole = folder.rename(tmp_path / "whole")
+
+    def broken(what) -> str:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(whole, folder)
+        what()
+        return error(capsys, [*lab, "--epochs", "1", "--kd", "word", "--resume"], 1)
+
+    other = GPT(GPTConfig(vocab_size=60, n_embd=8, n_layer=1, n_head=1))
+    for what in (
+        lambda: other.save_pretrained(folder / "model"),
+        (folder / "config.json").unlink,
+        lambda: shutil.rmtree(folder / "model"),
+        lambda: (shutil.rmtree(folder), folder.symlink_to(tmp_path / "nowhere")),
+    ):
+        said = broken(what)
+        assert str(folder) in said and ("delete it" in said or "remove it" in said)
 
 
 @pytest.mark.parametrize("seconds", ["-5", "NaN", "1e400", "true", '"long"'])
-def test_what_a_teacher_says_of_its_time_spoils_no_checkpoint(lab, seconds, monkeypatch):
-    run(lab, "--method", "single")
-    (folder,) = (Path(lab[5]) / "teachers").glob("colors-*")
-    text = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(text[: text.index('"seconds"')] + f'"seconds": {seconds}\n}}\n')
-    states = []
-    monkeypatch.setattr(rundir, "save_checkpoint", lambda run, state, *_: states.append(state))
-    run(lab, "--kd", "word")
-    assert states and all(state["teacher_times"]["colors"] is None for state in states)
+def test_what_a_teacher_says_of_its_time_spoils_no_checkpoint(seconds, tmp_path):
+    nano().save_pretrained(tmp_path / "model")
+    (tmp_path / "config.json").write_text(f'{{"seconds": {seconds}}}')
+    one = SimpleNamespace(pretrained=nano(), teacher_times={}, device=torch.device("cpu"))
+    lab_run.Run.found_teacher(one, SimpleNamespace(name="colors"), tmp_path)
+    assert one.teacher_times == {"colors": None}
