@@ -141,12 +141,23 @@ def test_a_second_interruption_does_not_wait():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def cut(lab, tmp_path):
-    """A run, and the same one killed while its second student learns."""
-    assert train.main([*lab, "--kd", "seqsoft", "--log-every", "1"]) == 0
-    n = next(n for n in itertools.count(60) if killed_half_way(lab, n))
-    return n and result(directory(lab))
+def cut(lab, tmp_path, kept):
+    """A run, and the same one killed while its second student learns: made once, a copy of them for each test."""
+    if not any(kept.iterdir()):
+        assert train.main([*lab, "--kd", "seqsoft", "--log-every", "1"]) == 0
+        assert next(n for n in itertools.count(60) if killed_half_way(lab, n))
+        for runs in ("runs", "cut"):
+            shutil.copytree(tmp_path / runs, kept / runs)
+    else:
+        for runs in ("runs", "cut"):
+            shutil.copytree(kept / runs, tmp_path / runs)
+    return result(directory(lab))
 
 
 def killed_half_way(lab, n):
