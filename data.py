@@ -36,10 +36,8 @@ VOCABULARY_FILES = ("vocab.bpe", "encoder.json")
 NANO_VOCABULARY = Path(__file__).parent / "lab" / "assets" / "nano.tiktoken"  # made by lab/nano.py
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's cut into words
 GROUP_TOKENS = 4096  # most tokens in one forward pass ...
-GROUP_SCORES = {
-    "cpu": 1024**2,
-    "cuda": 4 * 1024**2,
-}  # ... and entries of one head's attention, which a GPU never stores
+# ... and entries of one head's attention: more on a GPU, which never stores them
+GROUP_SCORES = {"cpu": 1024**2, "cuda": 4 * 1024**2}
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def main(argv) -> int:
     if argv[1] not in config["task_slots"]:
         print(f"error: task {argv[1]!r}: this model knows {', '.join(config['task_slots'])}", file=sys.stderr)
         return 2
-    show(gpt, tok, argv[1], config["max_len"])
+    show(gpt, tok, argv[1], config.get("max_len", gpt.config.n_positions))
     return 0
 
 

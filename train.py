@@ -88,8 +88,8 @@ def learn(run, model, current, replay, stage, name, phase="student", epochs=0, t
         run.log = log = TrainingLog(run, name, phase, epoch, bar, samples)
         for step, indices in enumerate(interruption.between(bar), 1):  # Ctrl-C waits for the end of an update
             # ------------------------------------------------------------ one update (Alg. 1, lines 5 and 9)
-            how = (teacher is not None, lm, o.micro_batch, run.device.type, ranks.size())
-            batch = make_batch(samples, indices, len(current), *how)
+            how = {"distil": teacher is not None, "lm": lm, "micro_batch": o.micro_batch}
+            batch = make_batch(samples, indices, len(current), **how, kind=run.device.type, ranks=ranks.size())
             log.begin(step, indices, batch)
             weights = kd.token_weights(batch, run.rule, run.tokenizer.ans_id, o.ans_weight, o.lm_lambda)
             lr = learning_rate(seen, n, epochs, o.lr, o.warmup_ratio)

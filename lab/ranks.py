@@ -24,10 +24,12 @@ talk = None  # the group for what is no gradient: on the CPU, and patient, since
 
 
 def rank() -> int:
+    """This process's number, from 0 on."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
+    """How many processes make this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -101,7 +103,7 @@ def rank_0_first():
         yield
         code = None
     except SystemExit as e:
-        code = e.code
+        code = e.code or 0
         raise
     finally:
         if rank() == 0:
