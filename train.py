@@ -2,7 +2,7 @@
 
     python train.py --order woz,sql,cnn --kd word
 
-Algorithm 1, for each task m of the stream (D_m its data, θ_T the teacher, θ_S the student, γ the pseudo-data rate):
+Algorithm 1, for each task m of the sequence (D_m its data, θ_T the teacher, θ_S the student, γ the share of replay):
 
      1   optimize teacher model on D_m to get parameters θ_T
      2   sample γ·|D_m| pseudo-data from θ_S to form D_prev
@@ -16,285 +16,215 @@ Algorithm 1, for each task m of the stream (D_m its data, θ_T the teacher, θ_S
     10       end for
     11   end for
 
-`lifelong` below is this loop; finetune, LAMOL, Word-KD, Seq-KD and Seq-KD_soft differ by one branch each. `single` and
-`multitask` are the rows that are no lifelong learning (Table 3).
+`lifelong` below is this loop, and `learn` its lines 3 to 11. The methods differ by what they leave out:
+
+    method         options            line 1   line 2   the current task's rows (line 5)     their target
+    finetune       --method finetune                    QA rows                              the labels
+    LAMOL          --kd none                   yes      QA and LM rows                       the labels
+    Word-KD        --kd word          yes      yes      QA and LM rows                       the teacher's distribution
+    Seq-KD         --kd seq           yes      yes      with the teacher's answers           the labels
+    Seq-KD_soft    --kd seqsoft       yes      yes      with the teacher's answers           the teacher's distribution
+
+Lines 4 to 10 stand in `data.plan_epoch`. The default, --updates shuffled, merges them as the authors' code does:
+current and replay samples are shuffled together. --updates alternate is the algorithm to the letter, with batches in
+place of samples. `single` and `multitask` are no lifelong learning, but the other rows of Table 3.
 """
 
 import sys
-import time
-from functools import partial
 
 import torch
-from tqdm import tqdm
 
 import kd
 import lamol
-from data import IGNORE, DataError, encode_parts, make_batch, plan_epoch
-from lab import ranks, rundir
-from lab.log import TrainingLog
-from lab.options import Options, parse
-from lab.run import Run
-from lab.rundir import RunError, interruption, seed_of, stream
-from model import ModelFileError, move
+from data import encode_parts, make_batch, plan_epoch
+from lab.run import Run, command_line
 
 # ---------------------------------------------------------------------- training
 
 
 def learning_rate(samples_seen, n_samples, epochs, lr, warmup_ratio):
-    """The rate of the next update, counted in samples: warm-up over a share of one epoch, then linear (as released).
+    """The rate of the next update: it rises over a share of the first epoch, then falls to 0 (the authors' schedule).
 
-    n_samples: of one epoch, current and replay. The decay spans all epochs from the end of the warm-up on."""
+    It is counted in samples: n_samples are those of one epoch, current and replay. The first update's rate is 0."""
     warmup = int(warmup_ratio * n_samples)
-    if warmup > 0 and samples_seen <= warmup:  # so the first update's rate is 0
+    if warmup > 0 and samples_seen <= warmup:
         return lr * samples_seen / warmup
     return lr * (n_samples * epochs - (samples_seen - warmup)) / (n_samples * epochs)
 
 
 def batch_size(n: int) -> int:
-    """Examples an update; n counts current and replay samples (as released; there GPU memory bounds it further)."""
+    """How many samples an update has; n counts current and replay samples. In the authors' code GPU memory bounds it
+    further."""
     return max(n // 1500, 4)
 
 
-def optimizer_of(model, o: Options):
-    """AdamW, new for each task; no weight decay on biases and layer norms."""
+def build_optimizer(model, args):
+    """AdamW, a new one for each task. Biases and layer norms have no weight decay."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=o.lr, eps=o.adam_epsilon, fused=True)
+    groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=args.lr, fused=True)
 
 
-def learn(run, model, current, replay, stage, name, phase="student", epochs=0, teacher=None, lm=True, after_epoch=None):
-    """Lines 3-11 of Algorithm 1: train on current and replay samples; with a teacher, current ones by its distribution.
+def set_rates(optimizer, lr, epsilon, t):
+    """The rate and the ε of update t = 1, 2, ... The authors' AdamW adds ε before the bias correction of the second
+    moment, torch's adds it after: so ε is corrected, too. Most gradients are below 1e-4, so it matters."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["eps"] = epsilon / (1 - group["betas"][1] ** t) ** 0.5
 
-    current, replay: lists of Encoded. lm: learn LM rows too. after_epoch(epoch) is called after all but the last."""
-    o, samples, n = run.o, current + replay, len(current) + len(replay)
-    epochs, optimizer = epochs or o.epochs, optimizer_of(model, o)
-    first = 2.0**16 / ranks.size()  # `ranks.shared` multiplies token weights with their number
-    scaler = torch.amp.GradScaler(run.device.type, init_scale=first, enabled=run.dtype == torch.float16)
-    if o.compile:
-        for block in model.h:
-            block.compile(dynamic=True)
-    where = {"phase": phase, "stage": stage, "name": name}
-    done, seen = run.restore(where, model, optimizer, scaler)  # epochs; samples, which the schedule counts in
-    rows_loss = ranks.rows_loss(model)  # kd.rows_loss of this model
-    for epoch in range(done + 1, epochs + 1):
+
+def learn(run, model, phase, current, replay=(), teacher=None, before_step=None):
+    """Lines 3 to 11 of Algorithm 1: train a model on current and replay samples, both lists of Encoded.
+
+    phase: a lab.run.Phase, which says whose epochs these are. teacher: a kd.Teacher, whose distribution the current
+    samples learn; without one they learn their labels. before_step(run, model): a hook for gradients that are clipped
+    and applied next."""
+    args, samples = run.args, [*current, *replay]
+    n = len(samples)
+    size = args.batch_size or batch_size(n)
+    optimizer = build_optimizer(model, args)
+    scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
+    progress = run.progress(phase, model, optimizer, scaler, samples)
+    for _ in progress.epochs():
         model.train()
-        torch.manual_seed(seed_of(o.seed, stage, name, f"{phase} dropout", epoch) + ranks.rank())
-        order = stream(o.seed, stage, name, f"{phase} batches", epoch)
-        # who is in which update (Alg. 1, lines 4, 7, 8)
-        plan = plan_epoch(len(current), len(replay), o.batch_size or batch_size(n), o.updates, order)
-        quiet = ranks.rank() > 0 or None  # None: where nobody watches
-        bar = tqdm(plan, f"{phase} {name}, epoch {epoch}/{epochs}", disable=quiet, leave=False, unit="batch")
-        run.log = log = TrainingLog(run, name, phase, epoch, bar, samples)
-        for step, indices in enumerate(interruption.between(bar), 1):  # Ctrl-C waits for the end of an update
+        # which samples are in which update (Alg. 1, lines 4, 7, 8)
+        plan = plan_epoch(len(current), len(replay), size, args.updates, progress.generator_for("batches"))
+        for indices in progress.updates(plan):
             # ------------------------------------------------------------ one update (Alg. 1, lines 5 and 9)
-            how = {"distil": teacher is not None, "lm": lm, "micro_batch": o.micro_batch}
-            batch = make_batch(samples, indices, len(current), **how, kind=run.device.type, ranks=ranks.size())
-            log.begin(step, indices, batch)
-            weights = kd.token_weights(batch, run.rule, run.tokenizer.ans_id, o.ans_weight, o.lm_lambda)
-            lr = learning_rate(seen, n, epochs, o.lr, o.warmup_ratio)
-            scale = scaler.get_scale()  # the fused loss takes its gradients in the forward: they are scaled there
-            for rows, w in ranks.shared(batch, weights, rows_loss):
-                rows = rows.to(run.device)
+            batch = make_batch(samples, indices, len(current), run.lm_rows, teacher is not None, run.layout)
+            weights = kd.token_weights(batch, run.replay_loss, run.tokenizer.ans_id, args.ans_weight, args.lm_lambda)
+            for group, w in run.own_groups(batch, weights):
                 with run.autocast():
-                    loss, *parts = rows_loss(teacher, rows, move(w, run.device), o.temperature, scale)
-                scaler.scale(loss).backward()
-                log.add(parts)
+                    # the loss scale multiplies the weights, since the chunked loss makes its gradients at once
+                    loss, parts = kd.group_loss(model, teacher, group, scaler.scale(w), args.temperature)
+                loss.backward()
+                progress.add(group, parts)
+            run.sum_gradients(model)
             scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            scaler.step(optimizer)  # skipped by the scaler where a half-precision gradient overflowed ...
+            if before_step:
+                before_step(run, model)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            lr = learning_rate(progress.samples_seen, n, phase.epochs, args.lr, args.warmup_ratio)
+            set_rates(optimizer, lr, args.adam_epsilon, progress.steps + 1)
+            scaler.step(optimizer)  # skipped where a gradient in float16 has overflowed
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            if scaler.get_scale() >= scale:  # ... and then the schedule stands still too
-                seen += len(indices)
             # ------------------------------------------------------------
-            log.end(norm, may_overflow=scaler.is_enabled() and scale >= 1)
-            if step % o.log_every == 0 or step == len(plan):
-                log.write(lr)
-        print(f"{phase} {name}, epoch {epoch}/{epochs}: {log.said}")
-        if after_epoch and epoch < epochs:
-            after_epoch(epoch)
-        run.checkpoint(where | {"epoch": epoch, "seen": seen}, model, optimizer, scaler)
-    run.log = None
+            progress.end_update(grad_norm=norm, lr=lr, temperature=args.temperature)
     model.eval()
 
 
 def get_teacher(run, task):
-    """Alg. 1, line 1: the teacher of a task, found again where it was made before.
+    """Alg. 1, line 1: the teacher of a task, loaded if it was trained before.
 
-    It starts from the pretrained weights and learns its task alone by NLL: it IS the `single` model of Table 3."""
-    o = run.o
-    epochs = min(o.epochs, 9) if o.method == "multitask" else o.epochs  # row (7): single-task teachers, trained as such
-    folder, key = run.teacher_folder(task, epochs)
-    if not ranks.told(folder.is_dir()):
-        with rundir.one_at_a_time(folder) as waited:
-            run.began += waited
-            if not ranks.told(folder.is_dir()):
-                return make_teacher(run, task, epochs, folder, key)
-    print(f"teacher  of {task.name}: found in {folder}")
-    return run.found_teacher(task, folder)
+    It starts from the pretrained weights and learns its task alone by NLL, so it is the `single` model of Table 3."""
+
+    def train_teacher(phase):
+        model = run.new_teacher()
+        learn(run, model, phase, run.encoded[task.name])
+        return model
+
+    return run.saved_teacher(task, train_teacher)
 
 
-def make_teacher(run, task, epochs, folder, key):
-    """A teacher, taught and kept."""
-    o, model = run.o, run.fresh()
-    learn(run, model, run.encoded[task.name], [], 0, task.name, "teacher", epochs, lm=not o.qa_only)
-    seconds = round(time.time() - run.phase_began, 1)
-    run.teacher_times[task.name] = run.made_here[task.name] = seconds
-    scores, predictions = run.examine(model, task, 0, epochs)
+def teacher_answers(run, teacher, task, stage):
+    """Section 2.2, Seq-KD: the task's samples with the teacher's answers, greedy or by beam search, for the data's.
 
-    def fill(temporary):
-        run.save(model, temporary / "model")
-        rundir.write_jsonl(temporary / "predictions.jsonl", predictions)
-        rundir.write_jsonl(temporary / "scores.jsonl", [scores])
-        rundir.write_json(temporary / "config.json", key | {"seconds": seconds})
-
-    rundir.write_folder(folder, fill)
-    print(f"teacher  of {task.name}: {scores['score']:.1f}, kept in {folder}")
-    return model
-
-
-def frozen(run, teacher):
-    """A teacher as distillation uses it: fixed, in the compute dtype."""
-    return teacher.eval().requires_grad_(False).to(run.dtype)
-
-
-def soft_targets(run, teacher, current) -> kd.Teacher:
-    """The teacher of lines 3-11, with what it has to say of the current samples if --teacher-cache has room for it."""
-    soft = kd.Teacher(teacher)
-    tokens = sum(label != IGNORE for x in current for label in (*x.qa_labels, *x.lm_labels))
-    if tokens * teacher.config.n_embd * run.dtype.itemsize <= run.o.teacher_cache:
-        batch = make_batch(current, range(len(current)), len(current), distil=True, kind=run.device.type)
-        with run.autocast():
-            soft.remember(rows.to(run.device) for rows in batch)
-    return soft
-
-
-def teacher_answers(run, teacher, task, folder):
-    """Section 2.2, Seq-KD: the task's rows with the teacher's answers (greedy or by beam search) for the data's.
-
-    Context and question stay the real ones; an answer that never stopped gets no EOS."""
-    tok, rows, lines = run.tokenizer, [], []
-    for example, ids in zip(task.train, run.answers(teacher, task, task.train, run.o.kd_beam)):
+    Context and question stay the real ones. An answer that never stopped gets no EOS."""
+    tok, samples, lines = run.tokenizer, [], []
+    for example, ids in zip(task.train, run.answers(teacher.model, task, task.train, run.args.kd_beam)):
         stopped = ids[-1:] == [tok.eos_id]
         answer = ids[:-1] if stopped else ids
         c, q = tok.encode(example.context), tok.encode(example.question)
-        rows.append(encode_parts(c, q, answer, tok.task_id(task.name), tok, run.max_len, stopped, example.id))
+        samples.append(encode_parts(c, q, answer, tok.task_id(task.name), tok, run.max_len, stopped, example.id))
         lines.append({"id": example.id, "answer": tok.decode(answer), "ids": ids, "stopped": stopped})
-    rundir.write_jsonl(folder / "distil.jsonl", lines)
+    run.write_lines(stage, task, "distil.jsonl", lines)
     same = sum(line["answer"] == e.answer.strip() for line, e in zip(lines, task.train))
-    kept = [row for row in rows if row is not None]
-    lost = f"; {len(rows) - len(kept)} too long, left out" if len(kept) < len(rows) else ""
-    print(f"teacher  of {task.name} answers {same} of {len(lines)} training examples as the data does{lost}")
+    kept = [sample for sample in samples if sample is not None]
+    too_long = f"; {len(samples) - len(kept)} are too long and left out" if len(kept) < len(samples) else ""
+    print(f"teacher  of {task.name} answers {same} of {len(lines)} training examples as the data do{too_long}")
     return kept
 
 
-def replay_samples(run, student, previous, n_new, stage, folder):
-    """Alg. 1, line 2: pseudo-data of the earlier tasks, from the student as the last stage left it."""
-    o = run.o
-    count = lamol.pseudo_per_task(n_new, o.gamma, len(previous))
-    if not count:
-        return []
-
-    def seeds(name):
-        return stream(o.seed, stage, name, "replay")
-
-    names = [task.name for task in previous]
-    if o.real_replay:
-        pseudo = lamol.real_samples({name: run.encoded[name] for name in names}, run.tokenizer, count, seeds)
-    else:
-        with run.autocast():
-            pseudo = lamol.sample_pseudo_data(student, run.tokenizer, names, count, run.max_len, o.top_k, seeds)
-    lines = []
-    for d in pseudo:
-        parts = lamol.parse_pseudo(d.ids, run.tokenizer) or (d.ids, [])
-        text = {"context_and_question": run.tokenizer.decode(parts[0]), "answer": run.tokenizer.decode(parts[1])}
-        lines.append({"task": d.task, "rejected": d.rejected, **text, "ids": d.ids})
-    rundir.write_jsonl(folder / "pseudo.jsonl", lines)
-    print(lamol.report(pseudo))
-    return [d.encoded for d in pseudo if not d.rejected]
+def replay_samples(run, student, previous, n_new, task, stage):
+    """Alg. 1, line 2: pseudo-data of the previous tasks, from the student as the last stage left it."""
+    args, tok, samples = run.args, run.tokenizer, []
+    n = lamol.pseudo_per_task(n_new, args.gamma, len(previous))
+    for old in previous:
+        generator = run.generator_for(stage, old.name, "replay")
+        if args.replay == "real":
+            samples += lamol.real_samples(run.encoded[old.name], tok, old.name, n, generator)
+        else:
+            with run.autocast():
+                samples += lamol.generated_samples(student, tok, old.name, n, run.max_len, args.top_k, generator)
+    if samples:
+        run.write_lines(stage, task, "pseudo.jsonl", [lamol.as_line(sample, tok) for sample in samples])
+    if previous:
+        print(lamol.report(samples))
+    return [sample.encoded for sample in samples if not sample.rejected]
 
 
 # ---------------------------------------------------------------------- the methods
 
 
-def lifelong(run):
-    """Algorithm 1. finetune keeps line 5 alone, on QA rows (as released); lamol --kd none leaves out line 1."""
-    o, student = run.o, run.student()
-    if not run.stages_done:
-        run.score(student, run.tasks, 0, 0, once=True)
-    for m, task in list(enumerate(run.tasks, 1))[run.stages_done :]:
-        folder = run.dir / f"{m}-{task.name}"
-        current, replay, teacher, soft = run.encoded[task.name], [], None, None  # the last task's teacher goes
-        if o.kd != "none":
-            teacher = frozen(run, get_teacher(run, task))  # Alg. 1, line 1
-        if o.method == "lamol":
-            replay = replay_samples(run, student, run.tasks[: m - 1], len(current), m, folder)  # Alg. 1, line 2
-        if o.kd in ("seq", "seqsoft"):
-            current = teacher_answers(run, teacher, task, folder)
-        if o.kd in ("word", "seqsoft"):
-            soft = soft_targets(run, teacher, current)
-        curve = partial(run.score, student, run.tasks, m) if o.eval_every_epoch else None
-        learn(  # Alg. 1, lines 3-11
-            run, student, current, replay, m, task.name, teacher=soft, lm=o.method != "finetune", after_epoch=curve
+def lifelong(run, before_step=None, after_stage=None):
+    """Algorithm 1, and what it becomes without some of its lines: see the table above.
+
+    Hooks for methods of your own: before_step(run, model) before each update of the student, and
+    after_stage(run, model, samples) after each stage. What they keep in `run.kept` (tensors by name) is saved."""
+    args, student = run.args, run.new_student()
+    for m, task in run.stages(student):
+        current, replay, teacher = run.encoded[task.name], [], None
+        if args.kd != "none":
+            teacher = kd.Teacher(get_teacher(run, task), run.dtype, args.teacher_cache)  # Alg. 1, line 1
+        if args.method == "lamol":
+            replay = replay_samples(run, student, run.tasks[: m - 1], len(current), task, m)  # Alg. 1, line 2
+        if args.kd in ("seq", "seqsoft"):
+            current = teacher_answers(run, teacher, task, m)
+        soft_targets = args.kd in ("word", "seqsoft")
+        learn(  # Alg. 1, lines 3 to 11
+            run, student, run.phase(m, task), current, replay, teacher if soft_targets else None, before_step
         )
-        run.end_stage(student, m, task.name, run.tasks)
+        if after_stage:
+            after_stage(run, student, [*current, *replay])
+        run.end_stage(student, m, task)
 
 
 def single(run):
     """Table 3, rows (1) and (2): a model for each task, on its own. These are the teachers."""
-    for m, task in list(enumerate(run.tasks, 1))[run.stages_done :]:
-        run.score(run.fresh(), [task], 0, 0, once=True)
-        run.end_stage(get_teacher(run, task), m, task.name, [task])
+    for m, task in run.stages(run.new_teacher()):
+        run.end_stage(get_teacher(run, task), m, task)
 
 
 def multitask(run):
     """Table 3, rows (3) to (7): all tasks at once, each example with its own task's token."""
-    o, model, rows, name = run.o, run.fresh(), [], "+".join(run.slots)
-    run.score(model, run.tasks, 0, 0, once=True)
-    for task in run.tasks:
-        if o.kd == "seq":
-            teacher = frozen(run, get_teacher(run, task))
-            rows += teacher_answers(run, teacher, task, run.dir / f"1-{name}" / task.name)
-        else:
-            rows += run.encoded[task.name]
-    curve = partial(run.score, model, run.tasks, 1) if o.eval_every_epoch else None
-    learn(run, model, rows, [], 1, name, lm=not o.qa_only, after_epoch=curve)
-    run.end_stage(model, 1, name, run.tasks)
+    model, samples = run.new_student(), []
+    for m, all_tasks in run.stages(model):
+        for task in run.tasks:
+            if run.args.kd == "seq":
+                teacher = kd.Teacher(get_teacher(run, task), run.dtype)
+                samples += teacher_answers(run, teacher, task, m)
+            else:
+                samples += run.encoded[task.name]
+        learn(run, model, run.phase(m, all_tasks), samples)
+        run.end_stage(model, m, all_tasks)
 
 
 METHODS = {"finetune": lifelong, "lamol": lifelong, "single": single, "multitask": multitask}
 
 
-def start(o: Options) -> dict:
-    """One run from options to summary. Raises DataError, ModelFileError, RunError."""
-    run = Run(o)
-    if run.finished:
-        return run.show()
-    with run.watched():
-        METHODS[o.method](run)
+def start(args) -> dict:
+    """One run from its options to its summary. Raises LabError for what the user can mend."""
+    with Run(args) as run:
+        if not run.finished:
+            METHODS[args.method](run)
         return run.finish()
 
 
 def main(argv=None) -> int:
-    """The command line. Returns the exit code: 0, 1 for bad data or a failed run, 130 and 143 for interrupted."""
-    sys.stdout.reconfigure(errors="replace")  # γ is no letter everywhere
-    with ranks.joined():
-        try:
-            with interruption.caught():
-                with ranks.rank_0_first():
-                    o = parse(argv)
-                start(o)
-            return 0
-        except (DataError, ModelFileError, RunError, OSError) as e:
-            sys.stderr.write(f"error: {e}\n")  # in one piece: other ranks may have something to say too
-            return 1
-        except KeyboardInterrupt as e:
-            if ranks.rank() == 0:
-                print(f"interrupted{e}" if str(e) else "interrupted before the run began", file=sys.stderr)
-            return interruption.code
+    """The command line. Returns the exit code: 0, 1 for bad data or a failed run, 130 and 143 when interrupted."""
+    return command_line(start, argv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""Rows of different lengths as one long row of tokens, and which rows go through the model together.
+
+A padded batch spends much of its time on padding. Here a group of rows is one row of N tokens. Every layer but
+attention treats each token alone, so it sees no padding at all; attention pads, block by block, rows of similar length.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+BLOCK_ROWS = 8  # a block of attention has so many rows whatever their lengths, and more rows only of similar length
+GROUP_TOKENS = 4096  # the most tokens in one forward pass ...
+# ... and the most entries of one head's attention matrices: more on a GPU, whose kernels never store them
+GROUP_SCORES = {"cpu": 1024**2, "cuda": 4 * 1024**2}
+
+
+def move(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to the device. The copy to a GPU starts from pinned memory, so the program does not wait for it."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+@dataclass
+class Packing:
+    """Where each token of a packed group stands. The attention of a packed group is `attend`.
+
+        row 0    The dog .
+        row 1    A   b   c  d     packed    The dog . A b c d
+                                  position  0   1   2 0 1 2 3
+                                  place     0   1   2 4 5 6 7     in a block of R = 2 rows of T = 4 places
+    """
+
+    position: torch.Tensor  # (N,): of each token in its row
+    place: torch.Tensor  # (N,): of each token among the R · T places of its block
+    blocks: list[tuple[int, int, int]]  # of each block: tokens, rows R, time T
+
+    @classmethod
+    def of(cls, lengths: list[int]) -> "Packing":
+        """Pack rows of these lengths, best sorted by length. The tensors are on the CPU."""
+        blocks = []
+        for n in lengths:
+            similar = blocks and 0.75 <= n / blocks[-1][0] <= 1 / 0.75  # at most a quarter is padding
+            if blocks and (len(blocks[-1]) < BLOCK_ROWS or similar):
+                blocks[-1].append(n)
+            else:
+                blocks.append([n])
+        position = torch.cat([torch.arange(n) for n in lengths])
+        first = torch.tensor([i * max(block) for block in blocks for i in range(len(block))])  # of each row
+        place = position + first.repeat_interleave(torch.tensor(lengths))
+        return cls(position, place, [(sum(block), len(block), max(block)) for block in blocks])
+
+    def to(self, device: torch.device) -> "Packing":
+        return Packing(move(self.position, device), move(self.place, device), self.blocks)
+
+    def padded_tokens(self) -> int:
+        """How many tokens attention sees, padding included."""
+        return sum(R * T for _, R, T in self.blocks)
+
+    @torch.compiler.disable  # the number of blocks changes from group to group
+    def attend(self, q, k, v, layer: int, dropout: float):
+        """Causal attention within each row: q, k, v (1, H, N, C/H) -> (1, H, N, C/H)."""
+        out = [
+            self.unpad(causal(q, k, v, dropout), place)
+            for q, k, v, place in self.padded_blocks(q, k, v)
+        ]
+        return torch.cat(out).transpose(0, 1)[None]
+
+    def padded_blocks(self, q, k, v):
+        """Yield q, k, v of each block, (R, H, T, C/H) with zeros behind the rows, and the places of its tokens."""
+        sizes = [tokens for tokens, _, _ in self.blocks]
+        per_block = zip(*(x[0].transpose(0, 1).split(sizes) for x in (q, k, v)))  # (tokens, H, C/H) each
+        for parts, place, (_, R, T) in zip(per_block, self.place.split(sizes), self.blocks):
+            padded = (
+                x.new_zeros(R * T, *x.shape[1:]).index_copy(0, place, x).unflatten(0, (R, T)).transpose(1, 2)
+                for x in parts
+            )
+            yield *padded, place
+
+    @staticmethod
+    def unpad(y, place):
+        """(R, H, T, C/H) of a block -> (tokens, H, C/H)."""
+        return y.transpose(1, 2).flatten(0, 1).index_select(0, place)
+
+
+def causal(q, k, v, dropout: float):
+    """Causal attention of padded rows. Padding stands on the right, where no token looks."""
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+
+
+@dataclass
+class Layout:
+    """How the rows of a batch are cut into groups, each of one forward pass. A layout changes speed, memory and dropout
+    masks, but not the loss: normalisers are those of the whole batch."""
+
+    device: str = "cpu"  # its type: cpu, cuda, ...
+    rows: int = 0  # the most rows of a group; 0: no limit
+    parts: int = 1  # processes that share the batch
+
+    def groups(self, lengths: list[int]) -> list[tuple[int, list[int]]]:
+        """The groups of rows of these lengths: for each, which process takes it, and its rows' numbers, the longest
+        first. Rows are dealt out to the processes in turn."""
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+        scores, groups = GROUP_SCORES.get(self.device, GROUP_SCORES["cpu"]), []
+        for part in range(self.parts):
+            group, tokens = [], 0
+            for i in order[part :: self.parts]:
+                full = len(group) == (self.rows or len(order)) or tokens + lengths[i] > GROUP_TOKENS
+                if group and (full or (len(group) + 1) * lengths[group[0]] ** 2 > scores):
+                    groups.append((part, group))
+                    group, tokens = [], 0
+                group.append(i)
+                tokens += lengths[i]
+            if group:
+                groups.append((part, group))
+        return groups
