@@ -1,0 +1,230 @@
+"""Raw files: where the public ones are, their checksums, and how one is downloaded once and checked."""
+
+import hashlib
+import os
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from lab.errors import DataError
+from lab.files import sync
+from lab.tasks.archives import tar_stream
+
+RAW = "https://raw.githubusercontent.com"
+WOZ_URL = f"{RAW}/nmrksic/neural-belief-tracker/master/data/woz"
+CNN_LISTS = f"{RAW}/abisee/cnn-dailymail/master/url_lists"
+CNN_STORIES = "https://huggingface.co/datasets/cnn_dailymail/resolve/11343c3752184397d56efc19a8a7cceb68089318/data"
+E2E_URL = f"{RAW}/tuetschek/e2e-dataset/master"
+RNNLG_URL = f"{RAW}/shawnwun/RNNLG/master/data/original"
+AG_URL = f"{RAW}/mhjabreel/CharCnn_Keras/master/data/ag_news_csv"
+FAST_AI = "https://s3.amazonaws.com/fast-ai-nlp"
+
+SOURCES = {  # task -> its folder in the data directory, and what to download into it: address -> SHA-256, if known
+    "woz": (
+        "woz",
+        {
+            f"{WOZ_URL}/woz_train_en.json": "7cd9e971553e5f3e80bb0c93164bf4c619c7f49f45d636a0512474cdeb074485",
+            f"{WOZ_URL}/woz_test_en.json": "3673e433b21a6b0d74e9144bd059e64b29bc3e1c5dc0e18654a98ec597c0d72c",
+        },
+    ),
+    "sql": (
+        "wikisql",
+        {
+            "https://github.com/salesforce/WikiSQL/raw/master/data.tar.bz2": (
+                "755c728ab188e364575705c8641f3fafd86fb089cb8b08e8c03f01832aae0881"
+            ),
+        },
+    ),
+    "cnn": (
+        "cnn_dailymail",
+        {
+            f"{CNN_LISTS}/all_train.txt": "a5cee49f3a6c862c26ce29308236d2a99625ab6c86a43be22d5206b2790d8029",
+            f"{CNN_LISTS}/all_test.txt": "c4f5efb5ec2126430a5c156efbd13d0e9c4cb490169e552c38b4a51981a009bd",
+            f"{CNN_STORIES}/cnn_stories.tgz": "e8fbc0027e54e0a916abd9c969eb35f708ed1467d7ef4e3b17a56739d65cb200",
+            f"{CNN_STORIES}/dailymail_stories.tgz": "ad69010002210b7c406718248ee66e65868b9f6820f163aa966369878d14147e",
+        },
+    ),
+    "e2e": (
+        "e2e",
+        {
+            f"{E2E_URL}/trainset.csv": "f27d48df45815288ab15619d47a79028c300fbb7f42e373668aba0b98c1d57c6",
+            f"{E2E_URL}/testset_w_refs.csv": "edc8db685e39bb9824d5bd70c18b1c9b0412d14b527aa960e2d1c8251ee15ccd",
+        },
+    ),
+    "rnnlg.rest": (
+        "rnnlg/restaurant",
+        {
+            f"{RNNLG_URL}/restaurant/train.json": "c59ea956404dc4512a430a06c48412a9bde72c30bd92a78e649312c9075f2fca",
+            f"{RNNLG_URL}/restaurant/test.json": "e52a84edf121d46a0cbfec66a211f24ccc3e2dd4043317639200904a206c3f9b",
+        },
+    ),
+    "rnnlg.hotel": (
+        "rnnlg/hotel",
+        {
+            f"{RNNLG_URL}/hotel/train.json": "f933b294fcd32d401602abb39d22bc6a360946672132c2b2079e95ccc2e46f9d",
+            f"{RNNLG_URL}/hotel/test.json": "4d0b6dc1da1efd4aabec39a45815aac5f0251c636a6a4a7a51cc2f70cec819b3",
+        },
+    ),
+    "rnnlg.tv": (
+        "rnnlg/tv",
+        {
+            f"{RNNLG_URL}/tv/train.json": "61f102e332eaba7ffff6f084b4a8029dee41a85238f26a3361221879ba411ded",
+            f"{RNNLG_URL}/tv/test.json": "06cc6aeef5062c3459c68d7a866b79b2579e1f24b1be52f1bde44767cedd3b00",
+        },
+    ),
+    "rnnlg.laptop": (
+        "rnnlg/laptop",
+        {
+            f"{RNNLG_URL}/laptop/train.json": "4e715edeb1a4f70c859b681f18e1798b92d82ca685d65cfaf25c467243b5f409",
+            f"{RNNLG_URL}/laptop/test.json": "787237205d301f574d3642e76766f4b6a5d91851a17d0faaf0b68c52daa9944b",
+        },
+    ),
+    "ag": (
+        "ag_news",
+        {
+            f"{AG_URL}/train.csv": "76a0a2d2f92b286371fe4d4044640910a04a803fdd2538e0f3f29a5c6f6b672e",
+            f"{AG_URL}/test.csv": "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
+        },
+    ),
+    "yelp": (
+        "yelp",
+        {
+            f"{FAST_AI}/yelp_review_full_csv.tgz": "56006b0a17a370f1e366504b1f2c3e3754e4a3dda17d3e718a885c552869a559",
+        },
+    ),
+    "amazon": ("amazon", {f"{FAST_AI}/amazon_review_full_csv.tgz": None}),
+    "dbpedia": (
+        "dbpedia",
+        {
+            f"{FAST_AI}/dbpedia_csv.tgz": "42db5221ddedddb673a4cabcc5f3a7d869714c878bcfe4ba94b29d14aa38e417",
+        },
+    ),
+    "yahoo": (
+        "yahoo",
+        {
+            f"{FAST_AI}/yahoo_answers_csv.tgz": "2d4277855faf8b35259009425fa8f7fe1888b5644b47165508942d000f4c96ae",
+        },
+    ),
+}
+
+# ---------------------------------------------------------------------- the user's own files, or downloads
+
+
+def local_files(folder: Path, names: list[str]) -> list[Path] | None:
+    """All of the named files, or None if none is there. Raises DataError if only some are."""
+    paths = [folder / name for name in names]
+    missing = [path for path in paths if not path.is_file()]
+    if missing and len(missing) < len(paths):
+        raise DataError(f"{missing[0]} is missing, but {next(p for p in paths if p not in missing)} is there")
+    return None if missing else paths
+
+
+def raw_file(task: str, folder: Path, name: str) -> Path:
+    """A raw file: the user's own unchanged, or else downloaded and checked. Raises DataError."""
+    url, digest = next((url, digest) for url, digest in SOURCES[task][1].items() if Path(url).name == name)
+    path = folder / name
+    if not path.is_file():
+        try:
+            download(url, path, digest)
+        except (OSError, HTTPException, DataError) as e:
+            wanted = f"its SHA-256 should be {digest}" if digest else "no checksum of it is known"
+            hint = f"to work offline, put the file at {path} yourself, or name its folder with --data-dir"
+            raise DataError(f"{task}: can't download {url} to {path} ({e}); {wanted}; {hint}") from None
+    return path
+
+
+def download(url: str, path: Path, digest: str | None) -> None:
+    """Fetch url to path, which only a whole file with the right SHA-256 ever becomes.
+
+    `digest` None: an archive without a known checksum, which is read through instead. An interrupted download leaves
+    `<path>.part`, and the next try continues it. Raises DataError, OSError, HTTPException."""
+    part = path.with_name(path.name + ".part")
+    with one_at_a_time(path):
+        if path.is_file():  # another process has fetched it while this one waited
+            part.unlink(missing_ok=True)
+            return
+        try:
+            receive(url, path, part)
+        finally:
+            if part.is_file() and not part.stat().st_size:
+                part.unlink()
+        sync(part)
+        try:
+            check_download(part, digest)
+        except DataError:
+            part.unlink()
+            raise
+        os.replace(part, path)
+
+
+def receive(url: str, path: Path, part: Path) -> None:
+    """Append to `part` what it still lacks of url. Raises DataError if that is cut off, or not the file."""
+    with open(part, "ab") as f:
+        have = f.seek(0, os.SEEK_END)
+        print(f"downloading {url} to {path}{f', from byte {have} on' if have else ''}")
+        request = Request(url, headers={"User-Agent": "l2kd"} | ({"Range": f"bytes={have}-"} if have else {}))
+        try:
+            reply = urlopen(request, timeout=60)
+        except HTTPError as e:
+            if have and e.code == 416:  # nothing follows what we have, so it is whole or wrong
+                return
+            raise
+        with reply:
+            if url.startswith("https:") and not reply.url.startswith("https:"):
+                raise DataError(f"sent on to {reply.url}, which is not https")
+            if "html" in reply.headers.get("Content-Type", ""):
+                raise DataError("a web page came in place of the file; a log-in or an error page?")
+            if reply.status != 206:  # the server starts at the beginning
+                f.truncate(have := 0)
+            total = -1 if reply.length is None else have + reply.length  # None: the server doesn't say
+            with tqdm(total=max(total, 0) or None, initial=have, unit="B", unit_scale=True, disable=None) as bar:
+                while chunk := reply.read(2**20):
+                    f.write(chunk)
+                    bar.update(len(chunk))
+    size = part.stat().st_size
+    if -1 < total != size:
+        raise DataError(f"cut off: {size} of {total} bytes; the next try goes on from there")
+    if not size:
+        raise DataError("an empty file came")
+
+
+@contextmanager
+def one_at_a_time(path: Path):
+    """Whoever makes `path` does so alone. Others wait here; when it is their turn, they look for it again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.with_name(f".{path.name}.lock")
+    lock = FileLock(name)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"waiting  for {path}, which another process is making", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # of Windows, where release() deletes it
+            name.unlink(missing_ok=True)  # while it is held: those who wait see that it is gone and make it anew
+        lock.release()
+
+
+def check_download(path: Path, digest: str | None) -> None:
+    """Raises DataError for another SHA-256 or, where none is known, for an archive that lacks its two files."""
+    seen = sha256(path)
+    if digest is None:
+        with tar_stream(path) as tar:
+            names = {Path(member.name).name for member in tar}
+        if not {"train.csv", "test.csv"} <= names:
+            raise DataError("the archive holds no train.csv and test.csv")
+        print(f"no checksum is known for it; its SHA-256 is {seen}")
+    elif seen != digest:
+        raise DataError(f"broken or changed: its SHA-256 is {seen}; deleted, the next try starts anew")
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
