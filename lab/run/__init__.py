@@ -1,0 +1,1 @@
+"""Where a run happens: options, device, weights, its directory, teachers, checkpoints, processes, the log."""
