@@ -35,7 +35,9 @@ def is_main_process() -> bool:
 
 @contextmanager
 def distributed():
-    """Join the other processes if torchrun started some. Only the main one prints to stdout. Exits if they can't meet."""
+    """Join the other processes if torchrun started some. Only the main one prints to stdout.
+
+    Exits with an error if they can't meet."""
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         yield
         return
@@ -45,9 +47,9 @@ def distributed():
         why = str(e).splitlines()[0]
         sys.exit(f"error: RANK is set, but the other processes can't be met ({why}): start them with torchrun")
     try:
-        with open(os.devnull, "w", errors="replace") as nowhere:
-            with redirect_stdout(sys.stdout if is_main_process() else nowhere):
-                yield
+        nowhere = open(os.devnull, "w", errors="replace")  # noqa: SIM115
+        with nowhere, redirect_stdout(sys.stdout if is_main_process() else nowhere):
+            yield
     finally:
         dist.destroy_process_group()
 
