@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import Tokenizer
-from lab.run import NANO
-from model import GPT
+from lab.run.pretrained import gpt2_tokenizer, load_gpt, nano_tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCAB_BPE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
@@ -42,19 +40,19 @@ def gpt2_tok():
     cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.path.join(tempfile.gettempdir(), "data-gym-cache"))
     if not (Path(cache) / hashlib.sha1(VOCAB_BPE.encode()).hexdigest()).exists():
         pytest.skip("needs GPT-2's vocabulary, which tiktoken has not downloaded yet")
-    return Tokenizer.gpt2()
+    return gpt2_tokenizer()
 
 
 @pytest.fixture
 def tok():
-    return Tokenizer.nano()
+    return nano_tokenizer()
 
 
 def nano(grown=True, noise=0.0):
     """The pretrained nano GPT-2, by default with the vocabulary of `tok`; `noise` makes another model of it."""
-    model = GPT.from_pretrained(NANO)
+    model = load_gpt("nano")
     if grown:
-        model.grow_vocab(Tokenizer.nano().n_vocab - model.config.vocab_size)
+        model.grow_vocab(nano_tokenizer().n_vocab - model.config.vocab_size)
     torch.manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
