@@ -8,76 +8,30 @@ import re
 import tarfile
 import threading
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from loopback import PAGE, Reply, serve
 
-from data import load_task
-from lab import prepare as prepare_file
-from lab.prepare import CLASSES, SOURCES, SPLITS, DataError, download, main, prepare, sha256
+from lab.errors import DataError
+from lab.tasks import fetch, load_task
+from lab.tasks.__main__ import main
+from lab.tasks.classification import CLASSES
+from lab.tasks.fetch import SOURCES, download, one_at_a_time, sha256
+from lab.tasks.prepare import prepare
+from lab.tasks.reading import SPLITS
 
 CSV = b"".join(b'"%d","A title","Text %d"\n' % (i % 4 + 1, i) for i in range(300))
 HALF = len(CSV) // 2
-PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
-
-
-@dataclass
-class Reply:
-    """What the server has to say: a body, of which it may send less than it promises."""
-
-    body: bytes
-    status: int = 200
-    type: str = "application/octet-stream"
-    length: str | None = "right"  # Content-Length: the right one, another text, or none
-    ranges: bool = True  # does it know Range?
-    cut: int | None = None  # close the connection after so many bytes
-    wait: float = 0
-
-
-@dataclass
-class Site:
-    """A server: replies by path (the last of a list stays), and a log of (path, Range header, bytes sent)."""
-
-    url: str
-    replies: dict[str, list[Reply]] = field(default_factory=dict)
-    log: list[tuple] = field(default_factory=list)
-
-    def answer(self, handler):
-        replies = self.replies.get(handler.path) or [Reply(PAGE, status=404)]
-        reply = replies.pop(0) if replies[1:] else replies[0]
-        start, status, body = handler.headers["Range"], reply.status, reply.body
-        if start and reply.ranges and status == 200:
-            first = int(re.fullmatch(r"bytes=(\d+)-", start)[1])
-            status, body = (206, body[first:]) if first < len(body) else (416, b"")
-        time.sleep(reply.wait)
-        handler.send_response(status)
-        handler.send_header("Content-Type", reply.type)
-        if reply.length:
-            handler.send_header("Content-Length", str(len(body)) if reply.length == "right" else reply.length)
-        handler.end_headers()
-        self.log.append((handler.path.strip("/"), start, len(body[: reply.cut])))
-        handler.wfile.write(body[: reply.cut])
 
 
 @pytest.fixture
 def site(monkeypatch):
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            site.answer(self)
-
-        def log_message(self, *_):
-            pass
-
     monkeypatch.setenv("no_proxy", "*")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        site = Site(f"http://127.0.0.1:{server.server_port}")
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with serve() as site:
         yield site
-        server.shutdown()
 
 
 @pytest.fixture
@@ -156,7 +110,7 @@ def test_control_c_keeps_what_has_come(site, monkeypatch, tmp_path, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
-        m.setattr(prepare_file.tqdm, "update", stop)
+        m.setattr(fetch.tqdm, "update", stop)
         assert main(["woz", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]) == 130
     assert capsys.readouterr().err == "interrupted: the next try goes on from there\n"
     download(url, tmp_path / "woz" / "woz_train_en.json", hashlib.sha256(body).hexdigest())
@@ -171,8 +125,7 @@ def test_a_server_without_ranges_makes_it_start_again(ag):
 
 
 def test_a_file_cut_off_without_a_length_is_refused(ag):
-    said = ag.attempt(Reply(CSV, cut=HALF, length=None))
-    explains(said, ag)
+    explains(ag.attempt(Reply(CSV, cut=HALF, length=None)), ag)
     assert ag.attempt(Reply(CSV)) is None
 
 
@@ -190,7 +143,7 @@ def test_a_part_of_something_else_is_thrown_away(ag, part):
     assert ag.attempt() is None and ag.log[-1] == ("train.csv", None, len(CSV))
 
 
-def test_two_that_want_it_at_once_fetch_it_once(site, tmp_path):
+def test_two_that_want_it_at_once_fetch_it_once(site, tmp_path, capsys):
     site.replies["/train.csv"] = [Reply(CSV, wait=0.2)]
     path, digest = tmp_path / "ag_news" / "train.csv", hashlib.sha256(CSV).hexdigest()
     both = [threading.Thread(target=download, args=(f"{site.url}/train.csv", path, digest)) for _ in range(2)]
@@ -200,6 +153,32 @@ def test_two_that_want_it_at_once_fetch_it_once(site, tmp_path):
         thread.join(10)
     assert len(site.log) == 1 and path.read_bytes() == CSV
     assert list(path.parent.iterdir()) == [path]
+    assert f"waiting  for {path}, which another process is making\n" in capsys.readouterr().out
+
+
+def test_one_is_inside_at_a_time_though_the_lock_file_is_deleted_and_made_anew(tmp_path):
+    inside, most = [], []
+
+    def work(fails):
+        with suppress(InterruptedError), one_at_a_time(tmp_path / "x"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+            if fails:
+                raise InterruptedError
+
+    threads = [threading.Thread(target=work, args=[i % 2]) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert most == [1] * 12 and not list(tmp_path.iterdir())
+
+
+def test_a_lock_file_that_a_killed_process_has_left_is_no_lock(ag):
+    ag.part.with_name(".train.csv.lock").touch()
+    assert ag.attempt(Reply(CSV)) is None
 
 
 # ---------------------------------------------------------------------- wrong
@@ -249,7 +228,7 @@ def test_a_server_that_is_not_there_is_one_line(site, monkeypatch, tmp_path, cap
 
 def test_https_does_not_turn_into_http_on_the_way(monkeypatch, tmp_path):
     reply = SimpleNamespace(url="http://elsewhere/x", headers={}, status=200, length=None, read=lambda _: b"")
-    monkeypatch.setattr(prepare_file, "urlopen", lambda *_, **__: nullcontext(reply))
+    monkeypatch.setattr(fetch, "urlopen", lambda *_, **__: nullcontext(reply))
     with pytest.raises(DataError, match="sent on to http://elsewhere/x, which is not https"):
         download("https://here/x", tmp_path / "x", None)
     assert not list(tmp_path.iterdir())
@@ -258,11 +237,11 @@ def test_https_does_not_turn_into_http_on_the_way(monkeypatch, tmp_path):
 # ---------------------------------------------------------------------- an archive without a known checksum
 
 
-def tgz(names, text=b'"1","A title","A text"\n'):
+def tgz(names):
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w:gz") as archive:
         for name in names:
-            info = tarfile.TarInfo(name)
+            info, text = tarfile.TarInfo(name), b'"1","A title","A text"\n'
             info.size = len(text)
             archive.addfile(info, io.BytesIO(text))
     return raw.getvalue()
@@ -315,20 +294,13 @@ def test_without_a_known_checksum_what_is_not_the_archive_is_refused(amazon, tmp
     assert len(amazon(Reply(WHOLE)).test) == 1
 
 
-def test_an_archive_without_a_known_checksum_is_gone_on_with_too(amazon, site):
-    with pytest.raises(DataError, match="cut off"):
-        amazon(Reply(WHOLE, cut=100))
-    assert len(amazon(Reply(WHOLE)).test) == 1 and site.log[1][1:] == ("bytes=100-", len(WHOLE) - 100)
-
-
 # ---------------------------------------------------------------------- the pinned addresses and checksums
 
 
-def known(source):
-    return {source["url"]: source["sha256"]}
-
-
 def test_pinned_addresses_and_checksums_are_those_of_the_known_public_files(shared):
+    def known(source):
+        return {source["url"]: source["sha256"]}
+
     sources = json.loads((shared / "paper" / "sources.json").read_text(encoding="utf-8"))
     cnn, e2e, news = sources["cnn_dailymail"], sources["e2e"], sources["ag_news"]
     assert SOURCES["sql"][1] == known(sources["wikisql"])
@@ -337,27 +309,19 @@ def test_pinned_addresses_and_checksums_are_those_of_the_known_public_files(shar
     assert SOURCES["ag"][1] == known(news["train"]) | known(news["test"])
     for task in ("yelp", "amazon", "dbpedia", "yahoo"):
         assert SOURCES[task][1] == known(sources[task])
-    assert {task: list(CLASSES[task]) for task in ("ag", "dbpedia", "yahoo")} == {
-        task: sources[name]["classes"] for task, name in (("ag", "ag_news"), ("dbpedia", "dbpedia"), ("yahoo", "yahoo"))
-    }
+    for task, name in (("ag", "ag_news"), ("dbpedia", "dbpedia"), ("yahoo", "yahoo")):
+        assert list(CLASSES[task]) == sources[name]["classes"]
 
 
 def test_pinned_checksums_are_those_of_the_data_packs_files(shared):
-    complete = ["woz", "rnnlg.rest", "rnnlg.hotel", "rnnlg.tv", "rnnlg.laptop"]
-    readme = (shared / "data" / "README.md").read_text(encoding="utf-8")
-    for task in complete:
+    for task in ("woz", "e2e", "rnnlg.rest", "rnnlg.hotel", "rnnlg.tv", "rnnlg.laptop"):
         folder, files = SOURCES[task]
-        for url, digest in files.items():
-            assert sha256(shared / "data" / folder / Path(url).name) == digest and digest in readme
-    pack = {"e2e": ("e2e", "testset_w_refs.csv"), "ag": ("test", "public_test.csv")}
-    for task, (part, name) in pack.items():
-        pinned = {digest for url, digest in SOURCES[task][1].items() if part in url and "test" in url}
-        assert {sha256(shared / "data" / SOURCES[task][0] / name)} == pinned
+        assert {sha256(shared / "data" / folder / Path(url).name) for url in files} == set(files.values())
+    assert sha256(shared / "data/ag_news/public_test.csv") in SOURCES["ag"][1].values()
 
 
 def test_every_task_has_its_own_place_and_is_fetched_over_https():
-    places = [folder for folder, _ in SOURCES.values()]
-    assert len(SOURCES) == len(set(places)) == 13
+    assert len(SOURCES) == len({folder for folder, _ in SOURCES.values()}) == 13
     for task, (_, files) in SOURCES.items():
         assert len({Path(url).name for url in files}) == len(files), task
         for url, digest in files.items():

@@ -169,12 +169,12 @@ def receive(url: str, path: Path, part: Path) -> None:
         print(f"downloading {url} to {path}{f', from byte {have} on' if have else ''}")
         request = Request(url, headers={"User-Agent": "l2kd"} | ({"Range": f"bytes={have}-"} if have else {}))
         try:
-            reply = urlopen(request, timeout=60)
+            opened = urlopen(request, timeout=60)
         except HTTPError as e:
             if have and e.code == 416:  # nothing follows what we have, so it is whole or wrong
                 return
             raise
-        with reply:
+        with opened as reply:
             if url.startswith("https:") and not reply.url.startswith("https:"):
                 raise DataError(f"sent on to {reply.url}, which is not https")
             if "html" in reply.headers.get("Content-Type", ""):
