@@ -86,7 +86,7 @@ def test_all_files_of_a_task_are_fetched(site, monkeypatch, tmp_path):
     assert [path for path, *_ in site.log] == ["train.csv", "test.csv"]
 
 
-def test_an_interrupted_download_is_gone_on_with_where_it_stopped(ag, capsys):
+def test_an_interrupted_download_continues_where_it_stopped(ag, capsys):
     said = ag.attempt(Reply(CSV, cut=HALF))
     explains(said, ag)
     assert f"cut off: {HALF} of {len(CSV)} bytes; the next try goes on from there" in said
@@ -204,7 +204,7 @@ def test_corrupted_bytes_leave_nothing_and_the_next_try_starts_anew(ag):
         (Reply(b"", length=None), "an empty file came"),
     ],
 )
-def test_what_is_no_file_leaves_nothing(ag, reply, says):
+def test_an_answer_that_is_not_the_file_leaves_nothing(ag, reply, says):
     said = ag.attempt(reply)
     explains(said, ag)
     assert says in said and [p.name for p in ag.folder.iterdir()] == ["test.csv"]

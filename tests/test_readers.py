@@ -110,7 +110,7 @@ def test_cnn_is_streamed_from_its_story_archives(tmp_path):
     assert task.test[0].context == "(CNN) -- It rained . A lot."
 
 
-def test_stories_without_an_article_are_made_up_for_by_others(tmp_path, monkeypatch):
+def test_stories_without_an_article_are_replaced_by_others(tmp_path, monkeypatch):
     """Table 1's size is reached although some stories of the public release have no article."""
     set_sizes(monkeypatch, "cnn", 200, 3)
     good, missing = good_rows("stories", 202), [b"http://a/no article", b"http://a/no highlight"]
@@ -296,7 +296,8 @@ def bomb(path, header_type, size, fill=b"\0"):
 def test_a_small_archive_that_unpacks_to_far_more_is_refused_in_little_memory(tmp_path, monkeypatch, kind):
     (tmp_path / "dbpedia").mkdir()
     bomb(tmp_path / "dbpedia" / "dbpedia_csv.tgz", kind, 2**28)
-    monkeypatch.setattr(archives, "MAX_ARCHIVE", 2**25)
+    if kind == tarfile.REGTYPE:  # of the others the header alone says too much
+        monkeypatch.setattr(archives, "MAX_ARCHIVE", 2**25)
     tracemalloc.start()
     with pytest.raises(DataError, match="not a whole archive"):
         prepare("dbpedia", tmp_path, tmp_path / "cache")

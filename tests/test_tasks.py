@@ -41,7 +41,8 @@ def test_a_folder_is_a_task_and_its_last_line_counts(tmp_path):
     entry = own_task(tmp_path / "mine", [("a\u2028b", "q", str(i)) for i in range(7)])
     for split in SPLITS:
         path = tmp_path / "mine" / f"{split}.jsonl"
-        path.write_text(path.read_text().rstrip("\n"))
+        text = path.read_text().replace(r"\u2028", "\u2028")  # which ends no line
+        path.write_text(text.rstrip("\n"), encoding="utf-8")
     task = load_task(entry, "", "")
     assert (task.name, task.metric, len(task.train), task.test[-1]) == (
         "mine",

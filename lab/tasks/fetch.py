@@ -148,11 +148,7 @@ def download(url: str, path: Path, digest: str | None) -> None:
         if path.is_file():  # another process has fetched it while this one waited
             part.unlink(missing_ok=True)
             return
-        try:
-            receive(url, path, part)
-        finally:
-            if part.is_file() and not part.stat().st_size:
-                part.unlink()
+        receive(url, path, part)
         sync(part)
         try:
             check_download(part, digest)
@@ -163,34 +159,37 @@ def download(url: str, path: Path, digest: str | None) -> None:
 
 
 def receive(url: str, path: Path, part: Path) -> None:
-    """Append to `part` what it still lacks of url. Raises DataError if that is cut off, or not the file."""
-    with open(part, "ab") as f:
-        have = f.seek(0, os.SEEK_END)
-        print(f"downloading {url} to {path}{f', from byte {have} on' if have else ''}")
-        request = Request(url, headers={"User-Agent": "l2kd"} | ({"Range": f"bytes={have}-"} if have else {}))
-        try:
-            opened = urlopen(request, timeout=60)
-        except HTTPError as e:
-            if have and e.code == 416:  # nothing follows what we have, so it is whole or wrong
-                return
+    """Append to `part` what it still lacks of url; it is deleted if it has no byte. `path` is only printed.
+
+    Raises DataError if what came is cut off, or not a file; OSError, HTTPException."""
+    try:
+        with open(part, "ab") as f:
+            have = f.seek(0, os.SEEK_END)
+            print(f"downloading {url} to {path}{f', from byte {have} on' if have else ''}")
+            request = Request(url, headers={"User-Agent": "l2kd"} | ({"Range": f"bytes={have}-"} if have else {}))
+            with urlopen(request, timeout=60) as reply:
+                if url.startswith("https:") and not reply.url.startswith("https:"):
+                    raise DataError(f"sent on to {reply.url}, which is not https")
+                if "html" in reply.headers.get("Content-Type", ""):
+                    raise DataError("a web page came in place of the file; a log-in or an error page?")
+                if reply.status != 206:  # the server starts at the beginning
+                    f.truncate(have := 0)
+                total = -1 if reply.length is None else have + reply.length  # None: the server doesn't say
+                with tqdm(total=max(total, 0) or None, initial=have, unit="B", unit_scale=True, disable=None) as bar:
+                    while chunk := reply.read(2**20):
+                        f.write(chunk)
+                        bar.update(len(chunk))
+        size = part.stat().st_size
+        if -1 < total != size:
+            raise DataError(f"cut off: {size} of {total} bytes; the next try goes on from there")
+        if not size:
+            raise DataError("an empty file came")
+    except HTTPError as e:
+        if not (have and e.code == 416):  # 416: nothing follows what we have, so it is whole or wrong
             raise
-        with opened as reply:
-            if url.startswith("https:") and not reply.url.startswith("https:"):
-                raise DataError(f"sent on to {reply.url}, which is not https")
-            if "html" in reply.headers.get("Content-Type", ""):
-                raise DataError("a web page came in place of the file; a log-in or an error page?")
-            if reply.status != 206:  # the server starts at the beginning
-                f.truncate(have := 0)
-            total = -1 if reply.length is None else have + reply.length  # None: the server doesn't say
-            with tqdm(total=max(total, 0) or None, initial=have, unit="B", unit_scale=True, disable=None) as bar:
-                while chunk := reply.read(2**20):
-                    f.write(chunk)
-                    bar.update(len(chunk))
-    size = part.stat().st_size
-    if -1 < total != size:
-        raise DataError(f"cut off: {size} of {total} bytes; the next try goes on from there")
-    if not size:
-        raise DataError("an empty file came")
+    finally:
+        if part.is_file() and not part.stat().st_size:
+            part.unlink()
 
 
 @contextmanager
