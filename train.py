@@ -151,7 +151,7 @@ def replay_samples(run, student, previous, n_new, task, stage):
     """Alg. 1, line 2: pseudo-data of the previous tasks, from the student as the last stage left it."""
     args, tok, samples = run.args, run.tokenizer, []
     n = lamol.pseudo_per_task(n_new, args.gamma, len(previous))
-    for old in previous:
+    for old in previous if n else []:
         generator = run.generator_for(stage, old.name, "replay")
         if args.replay == "real":
             samples += lamol.real_samples(run.encoded[old.name], tok, old.name, n, generator)
@@ -160,7 +160,7 @@ def replay_samples(run, student, previous, n_new, task, stage):
                 samples += lamol.generated_samples(student, tok, old.name, n, run.max_len, args.top_k, generator)
     if samples:
         run.write_lines(stage, task, "pseudo.jsonl", [lamol.as_line(sample, tok) for sample in samples])
-    if previous:
+    if previous and args.gamma > 0:
         print(lamol.report(samples))
     return [sample.encoded for sample in samples if not sample.rejected]
 
