@@ -136,8 +136,9 @@ def group_loss(student, teacher, group, weights, temperature):
 
     weights (S,): from `token_weights`. The hidden states are gathered at the supervised positions before they are
     multiplied with the head, so logits exist for the S supervised tokens only."""
+    learned = terms(group, weights, teacher, temperature)  # before the student's activations fill the memory
     hidden = student.hidden(group.ids, group.packing.position, group.packing.attend)[0, group.supervised]  # (S, C)
-    return chunked_loss(hidden, student.head(), terms(group, weights, teacher, temperature))
+    return chunked_loss(hidden, student.head(), learned)
 
 
 if __name__ == "__main__":
