@@ -268,12 +268,16 @@ def test_compile_compiles_every_block_that_learns(lab, tmp_path, monkeypatch, ca
         pytest.skip("needs g++")
     compiled, compile_block = [], Block.compile
     monkeypatch.setattr(Block, "compile", lambda block, **k: (compiled.append(block), compile_block(block, **k))[1])
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     losses, model = [], without_dropout_folder(tmp_path)
     for more in ([], ["--compile"]):
         folder = run(lab, "--model", model, "--kd", "none", "--log-every", "1", *at_rate(more, tmp_path))
         losses.append([line["loss"] for line in read_jsonl(folder / "log.jsonl")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert len(compiled) == 2 * len(load_gpt(NANO).h)  # of both tasks' students
+    # a layer's parts before and after its attention; the numbers 0 and 1 are compiled apart, all others together
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     monkeypatch.setenv("CXX", "no-compiler")
     assert train.main([*lab, "--compile", "--seed", "1"]) == 1
     assert "--compile: needs a C++ compiler" in capsys.readouterr().err
