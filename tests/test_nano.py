@@ -1,6 +1,7 @@
 """The tiny vocabulary and weights, and how they are made. python -m pytest tests/test_nano.py"""
 
 import json
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -43,7 +44,7 @@ def test_the_pretrained_model_copies_words_from_its_context():
 def test_repeated_spans_are_copies_of_what_stands_before():
     ids = repeated_spans(Random(0), list(range(1000)), 200)
     assert len(ids) == 200 and set(ids[:32]) == set(ids)  # at most 32 random words, and nothing new after them
-    pairs = list(zip(ids, ids[1:]))
+    pairs = list(pairwise(ids))
     assert sum(pair in pairs[:i] for i, pair in enumerate(pairs) if i >= 32) > 0.8 * (len(pairs) - 32)
 
 

@@ -207,9 +207,6 @@ def download(name: str, cache_dir: str | Path, why: str = "") -> Path:
     except (OSError, HTTPException, DataError) as e:
         hint = f"to work offline, put the file at {path} yourself, or name a folder with --model, or --model nano"
         raise ModelFileError(f"{name}: can't download {url} ({e}); {hint}") from None
-    finally:
-        if part.is_file() and not part.stat().st_size:
-            part.unlink()
     return path
 
 
