@@ -2,25 +2,27 @@
 
     python -m lab.paper claims
 
-A claim is a function of the numbers, n(table, block, row, column), that gives what it looked at and whether it holds.
+A claim is a function of the numbers, n(table, block, row, column). It returns what it looked at, as text, and whether
+the claim holds.
 """
 
 from statistics import mean
 
-from lab.experiments import DEVIATION, FIGURES, MEAN, PLAIN, PUBLISHED, Cell
+from lab.paper.experiments import DEVIATION, MEAN, PLAIN, PUBLISHED, Cell, orders_of
+from lab.paper.runs import FIGURES
 
 SOFT, DISTILLED = ("Word-KD", "Seq-KD_soft"), ("Word-KD", "Seq-KD_soft", "Seq-KD")
-RIGHT_TO_LEFT = [block for block in PUBLISHED["table4"] if "," in block][1]
+RIGHT_TO_LEFT = orders_of("table4")[1]
 
 
 def improves_the_average(n):
-    """Section 4.1, Table 3: mean over six orders of the average score."""
+    """Section 4.1, Table 3: the average score, mean over six orders."""
     values = [n("table3", MEAN, label, "avg") for label in ("LAMOL", *DISTILLED)]
     return "LAMOL {:.1f}; {:.1f}, {:.1f}, {:.1f}".format(*values), min(values[1:]) > values[0]
 
 
 def lowers_the_deviation(n):
-    """Section 4.1, Table 3: standard deviation over six orders, mean over the tasks."""
+    """Section 4.1, Table 3: the standard deviation over six orders, mean over the tasks."""
     values = [n("table3", DEVIATION, label, "avg") for label in ("LAMOL", *DISTILLED)]
     return "LAMOL {:.1f}; {:.1f}, {:.1f}, {:.1f}".format(*values), max(values[1:]) < values[0]
 
@@ -31,7 +33,7 @@ def who_helps_where(n):
     def ahead(soft, order, task):  # of Seq-KD
         return n("table2", order, soft, task) - n("table2", order, "Seq-KD", task)
 
-    orders = [order for order in PUBLISHED["table2"] if "," in order]
+    orders = orders_of("table2")
     hard = sum(all(ahead(soft, order, "cnn") < 0 for soft in SOFT) for order in orders)
     soft = sum(ahead(soft, order, task) > 0 for soft in SOFT for order in orders for task in ("woz", "sql"))
     return f"Seq-KD first on cnn in {hard} of 6; soft before it on woz, sql in {soft} of 24", hard == 6 and soft > 12
@@ -52,9 +54,10 @@ def soft_targets_are_faster(n):
 
 def transfers_forward(n):
     """Section 4.2, Figure 4c: what rnnlg.hotel gains while rnnlg.rest, the task before it, is learned."""
-    epochs = n.epochs("figure4") // 5
-    rise = {label: n("figure4", "rnnlg.hotel", label, 2 * epochs) - n("figure4", "rnnlg.hotel", label, epochs)
-            for label in ("LAMOL", *DISTILLED)}  # fmt: skip
+    epochs, rise = n.epochs("figure4") // 5, {}
+    for label in ("LAMOL", *DISTILLED):
+        before, after = (n("figure4", "rnnlg.hotel", label, stage * epochs) for stage in (1, 2))
+        rise[label] = after - before
     shown = ", ".join(f"{label} {value:+.1f}" for label, value in rise.items())
     return shown, min(rise.values()) > 0 and max(rise, key=rise.get) == "Seq-KD"
 
@@ -78,7 +81,7 @@ def gains_where_the_teacher_is_right(n):
 
 
 def costs_little(n):
-    """Sections 1 and 6, which give no numbers: wall time with the teachers, parameters of the last student."""
+    """Sections 1 and 6, which give no numbers: seconds with the teachers, parameters of the last student."""
     ratios = [n("cost", "seconds", label, "") / n("cost", "seconds", "LAMOL", "") for label in DISTILLED]
     size = {n("cost", "parameters", label, "") for label in ("LAMOL", *DISTILLED)}
     shown = "{:.1f}, {:.1f}, {:.1f} times LAMOL's, teachers included; ".format(*ratios)
@@ -100,7 +103,7 @@ CLAIMS = {  # numbers of methods are in the order Word-KD, Seq-KD_soft, Seq-KD
 
 
 class Numbers:
-    """n(table, block, row, column) -> a number, ours or the paper's. Raises LookupError for one that is not there.
+    """n(table, block, row, column) -> a number, ours or the paper's. Raises LookupError if it is missing.
 
     n.mark: * once a number was asked for that lacks some of its runs."""
 
@@ -116,21 +119,23 @@ class Numbers:
         return self.values[place]
 
     def epochs(self, figure):
+        """The epochs of all stages of a figure's runs."""
         return max((place[3] for place in self.values if place[0] == figure), default=0)
 
 
 def claims_table(cells: list[Cell]) -> list[tuple[str, str, str, str]]:
-    """(claim, the paper's numbers, ours, whether it holds in ours); a dash where numbers are missing, * where runs."""
+    """(claim, the paper's numbers, ours, whether it holds in ours). A dash stands for missing numbers, and * marks
+    numbers that lack some runs."""
     rows = []
     for claim, judge in CLAIMS.items():
-        shown = []
+        judged = []
         for ours in (False, True):
             n = Numbers(cells, ours)
             try:
-                numbers, holds = judge(n)
-                shown.append((numbers + n.mark, "yes" if holds else "no"))
-            except (LookupError, ValueError):  # mean of nothing: a figure without runs
-                shown.append(("–", "–"))
-        (paper, _), (own, holds) = shown
+                shown, holds = judge(n)
+                judged.append((shown + n.mark, "yes" if holds else "no"))
+            except (LookupError, ValueError):  # a mean of nothing: a figure without runs
+                judged.append(("–", "–"))
+        (paper, _), (own, holds) = judged
         rows.append((claim, paper, own, holds))
     return rows

@@ -1,20 +1,21 @@
 """What the paper's experiments should cost on a GPU: a prediction from counted operations and measured efficiency.
 
-python -m lab.cost                                 an H100 by its data sheet
-python -m lab.cost --peak 312 --update-ms 30       another card: TFLOP/s in bfloat16, least time of an update
+    python -m lab.paper.cost                                 an H100 by its data sheet
+    python -m lab.paper.cost --peak 312 --update-ms 30       another card: TFLOP/s in bfloat16, least time of an update
 
 An epoch over n examples with rows of t tokens, of which the answer has a (QA and LM row together: N = 2t + 1 tokens, S
 = t + a + 2 supervised; L layers, C channels, V words):
 
     FLOP  = n · 6 · (12 L C² · N + V C · S)        forward 2, backward 4 a parameter and token; the head at S alone
-    KD    + n · 2 · V C · S, and once n · 2 · 12 L C² · N: the teacher's head, and its states, which are kept
+    KD    + n · 2 · V C · S       the teacher's head, in every epoch
+          + n · 2 · 12 L C² · N   its hidden states, once; in every epoch for those that --teacher-cache has no room for
     replay counts as γ n further examples of the earlier tasks' size, the pseudo-data and answers as below
     time  = max(FLOP / (efficiency · peak), updates · least time of an update)
 
-Decoding is bound by its steps: as many as the longest row of a chunk has new tokens. Efficiency is lab/bench.py's for
-bfloat16 (share of a matrix product's speed) on a CPU, for all methods alike. Guesses are: the least times of an update
-and of a decoding step (launches of kernels, which a CPU doesn't have), the rows of four classification sets, and that
-eight runs side by side never wait for each other's teachers.
+Decoding is limited by its steps: as many as the longest row of a chunk has new tokens. The efficiency is what
+`lab/check/bench.py` measured in bfloat16 on a CPU (as a share of a matrix product's speed), for all methods alike.
+Guesses are: the least times of an update and of a decoding step (launches of kernels, which a CPU doesn't have), the
+rows of four classification sets, and that eight runs side by side never wait for each other's teachers.
 """
 
 import argparse
@@ -22,17 +23,22 @@ import heapq
 import json
 import math
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
-from lab.experiments import METHODS, NOT_LIFELONG, RunKey, arguments, keys_of
-from lab.prepare import TABLE_1
-from model import CACHE_BYTES, MAX_ROWS, SIZES
+from lab.fast.decode import CACHE_BYTES, MAX_ROWS
+from lab.paper.experiments import keys_of
+from lab.paper.runs import METHODS, NOT_LIFELONG, ROOT, RunKey, arguments
+from lab.run.options import Options
+from lab.run.pretrained import SIZES
+from lab.tasks import TASKS
 from train import batch_size
 
-BENCH = Path(__file__).parent / "results" / "bench"
-SHAPE, V, EPOCHS, GAMMA = SIZES["gpt2"], 50304, 9, 0.2
-C, BLOCKS = SHAPE.n_embd, 12 * SHAPE.n_layer * SHAPE.n_embd**2  # channels; parameters of all blocks
+BENCH = ROOT / "lab" / "results" / "bench"
+SHAPE, EPOCHS, GAMMA = SIZES["gpt2"], 9, 0.2
+V = 50304  # words
+C = SHAPE.n_embd  # channels
+BLOCKS = 12 * SHAPE.n_layer * C**2  # parameters of all blocks
+TABLE_1 = {name: task.sizes for name, task in TASKS.items() if task.sizes}  # training and test examples
 
 
 class Rows(NamedTuple):
@@ -67,7 +73,7 @@ class Card(NamedTuple):
 
 
 def epoch_flops(n: float, rows: Rows, lm=True, kd=False) -> float:
-    """Operations of one epoch over n examples; a teacher's states are not in it."""
+    """Operations of one epoch over n examples, without a teacher's hidden states."""
     tokens, supervised = rows.row + (rows.row + 1 if lm else 0), rows.answer + 1 + (rows.row + 1 if lm else 0)
     return n * (6 * (BLOCKS * tokens + V * C * supervised) + (2 * V * C * supervised if kd else 0))
 
@@ -81,18 +87,27 @@ def efficiency(rows: Rows) -> float:
     return one["flops"] / bench["peak"]["bfloat16"]
 
 
+def passes(card: Card, n, rows: Rows, epochs: int) -> float:
+    """How many times a teacher's hidden states are computed in all epochs.
+
+    A rank saves those of the rows that it has seen, each epoch another 1 / ranks of them, until its cache is full."""
+    room = Options().teacher_cache / (n * (rows.row + rows.answer + 2) * C * 2)  # two bytes a number
+    return sum(1 - min(room, 1 - (1 - 1 / card.ranks) ** epoch) for epoch in range(epochs))
+
+
 def learning(card: Card, n, rows, epochs, earlier=(), lm=True, kd=False) -> float:
     """Seconds of `train.learn`: n examples of a task, and γ n of earlier ones."""
     replay = GAMMA * n if earlier else 0
     flops = epochs * epoch_flops(n, rows, lm, kd)
     flops += sum(epochs * epoch_flops(replay / len(earlier), TOKENS[task]) for task in earlier)
-    flops += n * 2 * BLOCKS * (2 * rows.row + 1) * card.ranks if kd else 0  # each rank keeps all states
+    if kd:
+        flops += passes(card, n, rows, epochs) * n * 2 * BLOCKS * (2 * rows.row + 1)
     updates = epochs * (n + replay) / batch_size(int(n + replay))
     return max(flops / (card.ranks * efficiency(rows) * card.peak), updates * card.update)
 
 
 def decoding(card: Card, n, prompt, new) -> float:
-    """Seconds of `model.generate`: n prompts in chunks, which ranks share out."""
+    """Seconds of `lab.fast.decode`: n prompts in chunks, which ranks share."""
     columns = CACHE_BYTES // (8 * SHAPE.n_layer * C)
     chunks = -(-n // min(MAX_ROWS, columns // (prompt + new)))
     prefill = n * 2 * BLOCKS * prompt / (card.ranks * efficiency(TOKENS["woz"]) * card.peak)
@@ -100,7 +115,7 @@ def decoding(card: Card, n, prompt, new) -> float:
 
 
 def run_seconds(key: RunKey, card: Card) -> tuple[float, float]:
-    """Seconds of a run without its teachers, and of the teachers that it needs; `single` is teachers alone."""
+    """Seconds of a run without its teachers, and of the teachers that it needs. `single` is teachers alone."""
     tasks = key.order.split(",")
     options = METHODS[key.label][0] if key.label in METHODS else NOT_LIFELONG[key.label]
     scoring = {t: decoding(card, TABLE_1[t][1], TOKENS[t].row, TOKENS[t].longest) for t in tasks}
@@ -124,7 +139,7 @@ def run_seconds(key: RunKey, card: Card) -> tuple[float, float]:
 
 
 def experiment_seconds(what: str, card: Card) -> list[float]:
-    """Seconds of each run of a table, as they are printed; the first that needs teachers makes them."""
+    """Seconds of each run of a table, in the order of its commands. The first that needs teachers trains them."""
     seconds, made = [], set()
     for key in keys_of(what, [0]):
         own, teachers = run_seconds(key, card)
@@ -136,7 +151,7 @@ def experiment_seconds(what: str, card: Card) -> list[float]:
 
 
 def side_by_side(seconds: list[float], n: int) -> float:
-    """When the last of these runs ends, where each of n GPUs takes the next as soon as it is free."""
+    """When the last of these runs ends, if each of n GPUs takes the next run as soon as it is free."""
     busy = [0.0] * n
     for one in seconds:
         heapq.heapreplace(busy, busy[0] + one)

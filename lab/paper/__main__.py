@@ -1,0 +1,163 @@
+"""The paper's experiments: their commands, and their tables and figures beside the published numbers.
+
+    python -m lab.paper table3                          the runs found in runs/, beside the paper's Table 3
+    python -m lab.paper table4 --print-commands         one shell command a run
+    python -m lab.paper figure3 --run --model nano --limit 100       first run here what is missing
+    python -m lab.paper toy                             the comparison of all methods on toy tasks
+    python -m lab.paper.cost                            what the experiments should cost on a GPU
+
+table2 to table6, table8, figure3 to figure5, toy, and `claims`: what the text claims, and whether it holds in our runs.
+Options of train.py may follow (--model, --limit, --epochs, --gamma, --runs-dir, ...); they are given to every run.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from lab.errors import LabError, RunError
+from lab.paper.claims import claims_table
+from lab.paper.experiments import AGREEMENT, TABLES, Cell, cells_of, keys_of
+from lab.paper.figures import draw
+from lab.paper.runs import FIGURES, RunKey, arguments, check_same_data, found, name_for, run_all
+from lab.paper.tables import as_csv, as_markdown, as_text, csv_of
+from lab.paper.toy import RESULTS, draw_toy, toy_table
+from lab.run.options import parse
+
+# Options of train.py that an experiment sets itself.
+OWN = ("--order", "--method", "--kd", "--qa-only", "--no-qa-only", "--seed", "--continue", "--resume")
+
+# ---------------------------------------------------------------------- the command line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], allow_abbrev=False, epilog="Other options are train.py's, for every run."
+    )
+    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
+    parser.add_argument("what", choices=(*TABLES, *FIGURES, "claims", "toy"))
+    do, style = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
+    how = "print a shell command a run, which starts or resumes it; do nothing else"
+    do.add_argument("--print-commands", action="store_true", help=how)
+    do.add_argument("--run", action="store_true", help="first run here what has not finished")
+    style.add_argument("--markdown", action="store_const", const="markdown", dest="style", help="a Markdown table")
+    style.add_argument("--csv", action="store_const", const="csv", dest="style", help="a line a number")
+    parser.add_argument("--seeds", help="comma-separated; each run once a seed (default 0; toy has its own)")
+    parser.add_argument("--jobs", type=int, default=1, help="how many runs --run makes at once (default %(default)s)")
+    copied = "folder for copies of the runs' small files, without predictions; runs there count as finished"
+    parser.add_argument("--keep", help=f"{copied} (default: none; of toy lab/results/nano)")
+    parser.add_argument("--out", help="file of the figure (default <runs-dir>/<figure>.png; toy is drawn only with it)")
+    return parser
+
+
+def parse_arguments(argv):
+    """The options, with `seeds`, `runs_dir`, `folders` and `keep` as values, and those of train.py for every run.
+
+    Exits with 2 and one line for bad usage."""
+    parser = build_parser()
+    o, extra = parser.parse_known_args(argv)
+    if o.what == "toy":
+        if o.seeds:
+            parser.error("--seeds: toy has its own, five or three a method")
+        o.keep = o.keep or str(RESULTS)
+        extra = ["--runs-dir", "runs/nano", *extra]
+    try:
+        o.seeds = list(dict.fromkeys(int(seed) for seed in (o.seeds or "0").split(",")))
+    except ValueError:
+        parser.error(f"--seeds {o.seeds}: numbers with commas between them are expected")
+    if own := next((word for word in extra if word.split("=")[0] in OWN), None):
+        parser.error(f"{own}: an experiment sets it itself (--seeds for several seeds)")
+    if o.jobs < 1:
+        parser.error(f"--jobs {o.jobs}: must be a number of at least 1")
+    if o.out and (o.what not in (*FIGURES, "toy") or o.style):
+        parser.error("--out: only for a drawn figure")
+    if o.style == "markdown" and o.what in FIGURES:
+        parser.error(f"--markdown: {o.what} is no table; --csv prints its numbers")
+    if o.keep and o.run and o.what in AGREEMENT:
+        parser.error(f"--keep: {o.what} needs predictions, which are not copied")
+    o.runs_dir = Path(parse(arguments(keys_of(o.what, o.seeds)[0], extra)).runs_dir).expanduser()
+    o.keep = Path(o.keep).expanduser() if o.keep else None
+    if o.keep and o.keep.resolve() == o.runs_dir.resolve():
+        parser.error(f"--keep {o.keep}: runs are made there; another folder is expected")
+    o.folders = [o.runs_dir, *([o.keep] if o.keep else [])]
+    return o, extra
+
+
+# ---------------------------------------------------------------------- what is printed
+
+
+def report(what: str, cells: list[Cell], style: str) -> str:
+    """A table, or the claims, as text, Markdown or CSV."""
+    if what == "toy" and style != "csv":
+        return toy_table(cells)
+    if what != "claims":
+        return {"text": as_text, "markdown": as_markdown, "csv": as_csv}[style](cells)
+    rows = [("claim", "paper", "ours", "holds in ours"), *claims_table(cells)]
+    if style == "csv":
+        return csv_of(rows)
+    if style == "markdown":
+        return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * 4, *rows[1:]))
+    return "\n\n".join("{}\n    paper  {}\n    ours   {}\n    holds  {}".format(*row) for row in rows[1:])
+
+
+def show(o, runs: dict[RunKey, Path]) -> None:
+    """Print the table, or draw the figure and print its path."""
+    cells = cells_of(o.what, runs, o.seeds)
+    if o.what not in FIGURES or o.style == "csv":
+        print(report(o.what, cells, o.style or "text"))
+    if not runs or o.style == "csv":
+        return
+    if o.what in FIGURES:
+        path = Path(o.out or o.runs_dir / f"{o.what}.png").expanduser()
+        draw(o.what, cells, path)
+        print(path)
+    elif o.out:
+        draw_toy(cells, runs, Path(o.out).expanduser())
+
+
+def collect(o, extra) -> dict[RunKey, Path]:
+    """The runs that have finished. Raises DataError if their data differ."""
+    runs = found(keys_of(o.what, o.seeds), o.folders, extra, predictions=o.what in AGREEMENT)
+    if unrecorded := check_same_data(runs):
+        print(f"note: {len(unrecorded)} of {len(runs)} runs did not record their data", file=sys.stderr)
+    return runs
+
+
+def main(argv=None) -> int:
+    """The command line. Returns the exit code: 1 for runs that failed or can't be shown, 2 for bad usage."""
+    o, extra = parse_arguments(argv)
+    keys = keys_of(o.what, o.seeds)
+    commands = {name_for(argv): argv for argv in (arguments(key, extra) for key in keys)}
+    if o.print_commands:
+        print("\n".join(shlex.join(["python", "train.py", *argv, "--resume"]) for argv in commands.values()))
+        return 0
+    failed = None
+    try:
+        if o.run:
+            check_same_data(found(keys, o.folders, extra))  # before hours of work
+            with redirect_stdout(sys.stderr):
+                try:
+                    run_all(commands, o.runs_dir, o.keep, o.jobs)
+                except RunError as e:
+                    failed = e  # reported below the table
+        runs = collect(o, extra)
+        show(o, runs)
+        if len(runs) < len(keys):
+            hint = "(*: some are missing); --print-commands shows them all"
+            print(f"{len(runs)} of {len(keys)} runs found in {o.runs_dir} {hint}", file=sys.stderr)
+        if failed:
+            raise failed
+        return 0
+    except (LabError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: finished runs stay; the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as `head` may stop early
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Figures 3 to 5: the learning curves of an experiment."""
+
+from pathlib import Path
+from statistics import mean, stdev
+
+from lab.paper.experiments import Cell
+from lab.paper.runs import FIGURES, METHODS
+
+
+def pyplot():
+    """matplotlib, which draws into files only."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # before pyplot looks for a display
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def draw_task(ax, task: str, n_tasks: int, epochs: int, curves: dict[str, dict[int, list[float]]]) -> None:
+    """One panel: the score of a task over the epochs of all stages, a line a method, with a band of one standard
+    deviation over seeds. Dashed lines part the stages.
+
+    curves: label -> {epochs since the start: the score of each seed}. epochs: of one stage."""
+    for label, (_, color, style) in METHODS.items():
+        if points := sorted(curves.get(label, {}).items()):
+            x, middle = [epoch for epoch, _ in points], [mean(scores) for _, scores in points]
+            sd = [stdev(scores) if len(scores) > 1 else 0.0 for _, scores in points]
+            low, high = zip(*((m - d, m + d) for m, d in zip(middle, sd)))
+            ax.plot(x, middle, color=color, linestyle=style, label=label, linewidth=1.6)
+            ax.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+    for stage in range(n_tasks):
+        ax.axvline(stage * epochs, color="0.5", linestyle="--", linewidth=0.8)
+    ax.set(xlim=(0, epochs * n_tasks), ylabel=f"{task}, %")
+    ax.grid(alpha=0.25)
+
+
+def draw(figure: str, cells: list[Cell], path: Path) -> None:
+    """A figure of the paper from its cells: a panel a task."""
+    plt, order = pyplot(), FIGURES[figure].split(",")
+    curves = {task: {} for task in order}
+    for cell in cells:
+        curves[cell.block].setdefault(cell.row, {})[cell.column] = cell.ours
+    epochs = max(cell.column for cell in cells) // len(order)
+    fig, axes = plt.subplots(len(order), 1, figsize=(8, 1 + 1.9 * len(order)), sharex=True, layout="constrained")
+    for task, ax in zip(order, axes):
+        draw_task(ax, task, len(order), epochs, curves[task])
+        top = max([1, *(max(cell.ours) for cell in cells if cell.block == task)])
+        ax.set_ylim(-0.03 * top, 1.12 * top)
+    for stage, task in enumerate(order):
+        place = (stage + 0.5) / len(order)
+        axes[0].text(place, 1.03, f"learns {task}", transform=axes[0].transAxes, ha="center", fontsize=9)
+    axes[-1].set_xlabel("epochs")
+    handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(METHODS), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=110, format="png")
+    plt.close(fig)
