@@ -224,14 +224,18 @@ def test_an_update_is_made_in_training_mode_with_the_options_that_were_given(lab
     assert asked["weights"] == {("added", 7.0, 0.5)} and asked["top_k"] == {9}
 
 
-@pytest.mark.parametrize("options", [["--micro-batch", "1"], ["--micro-batch", "3"]], ids=" ".join)
-def test_a_micro_batch_changes_rounding_alone(lab, tmp_path, options):
-    losses = []
+def test_a_micro_batch_bounds_the_examples_at_once_and_changes_rounding_alone(lab, tmp_path, monkeypatch):
+    losses, rows, group_loss = {}, {}, kd.group_loss
     model = without_dropout_folder(tmp_path)
-    for more in ([], options):
-        folder = run(lab, "--model", model, "--kd", "none", "--log-every", "1", *at_rate(more, tmp_path))
-        losses.append([line["loss"] for line in read_jsonl(folder / "log.jsonl")])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for micro in ("0", "1", "3"):
+        counts = rows[micro] = []
+        monkeypatch.setattr(kd, "group_loss", lambda *a, n=counts: (n.append(len(a[2].rows)), group_loss(*a))[1])
+        more = ["--micro-batch", micro, "--runs-dir", str(tmp_path / micro)]
+        folder = run(lab, "--model", model, "--kd", "none", "--log-every", "1", "--epochs", "1", "--lr", "1e-4", *more)
+        losses[micro] = [line["loss"] for line in read_jsonl(folder / "log.jsonl")]
+    for micro in ("1", "3"):
+        assert losses[micro] == pytest.approx(losses["0"], rel=1e-5)
+    assert max(rows["0"]) > 6 == max(rows["3"]) and max(rows["1"]) == 2  # a QA and an LM row of each
 
 
 def without_dropout_folder(tmp_path) -> str:
@@ -241,10 +245,6 @@ def without_dropout_folder(tmp_path) -> str:
     config |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return str(model)
-
-
-def at_rate(more, tmp_path) -> list[str]:
-    return ["--lr", "1e-4", "--epochs", "1", "--runs-dir", str(tmp_path / f"runs{len(more)}"), *more]
 
 
 def test_the_teachers_memory_changes_rounding_alone_and_is_bounded(lab, monkeypatch):
@@ -272,7 +272,8 @@ def test_compile_compiles_every_block_that_learns(lab, tmp_path, monkeypatch, ca
     torch._dynamo.utils.counters.clear()
     losses, model = [], without_dropout_folder(tmp_path)
     for more in ([], ["--compile"]):
-        folder = run(lab, "--model", model, "--kd", "none", "--log-every", "1", *at_rate(more, tmp_path))
+        more = [*more, "--lr", "1e-4", "--epochs", "1", "--runs-dir", str(tmp_path / f"runs{len(more)}")]
+        folder = run(lab, "--model", model, "--kd", "none", "--log-every", "1", *more)
         losses.append([line["loss"] for line in read_jsonl(folder / "log.jsonl")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert len(compiled) == 2 * len(load_gpt(NANO).h)  # of both tasks' students

@@ -145,6 +145,15 @@ def test_what_hooks_keep_survives_a_kill_bit_for_bit(lab, monkeypatch, capsys):
         run(arguments, "--resume")
         assert result(directory(arguments)) == wanted, n
     assert "kept 18\n" in capsys.readouterr().out
+    arguments = elsewhere(lab, "between", *options)
+
+    def die():  # after the last epoch's checkpoint, before the end of the stage: the hook is called again
+        Run.end_stage = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+        return with_hooks(arguments)
+
+    assert in_a_child(die) == -signal.SIGKILL
+    run(arguments, "--resume")
+    assert result(directory(arguments)) == wanted
 
 
 def test_more_than_a_checkpoint_can_hold_is_refused_before_it_is_written(lab, capsys):
