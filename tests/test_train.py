@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lab.files import read_json, read_jsonl
 from lab.run import Run, seeds
 from lab.run.options import parse
 from lab.run.pretrained import load_student, nano_tokenizer
+from lab.run.report import draw_run
 from lab.tasks import load_task
 
 # ---------------------------------------------------------------------- what a run leaves
@@ -106,6 +108,13 @@ def test_a_picture_that_fails_is_a_warning_and_is_drawn_by_the_next_try(lab, mon
     assert not (folder / "curves.png").exists()
     assert train.main([*lab, "--kd", "none", "--resume"]) == 0
     assert (folder / "curves.png").stat().st_size > 1000
+
+
+def test_the_curves_need_no_pyplot_and_so_no_display_and_leave_a_notebook_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # it can't be imported
+    rows = [{"stage": m, "epoch": e, "task": t, "score": 50.0} for m, e in ((0, 0), (1, 1), (1, 2)) for t in "ab"]
+    draw_run(["a", "b"], 2, rows, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
 # ---------------------------------------------------------------------- what the methods learn from

@@ -19,7 +19,7 @@ class Interruption:
     def caught(self):
         """Handle the signals in this block. Python allows that in the main thread only; elsewhere nothing changes."""
         before, in_main_thread = {}, threading.current_thread() is threading.main_thread()
-        self.__init__()
+        self.code, self.came = 128 + signal.SIGINT, False
         for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
             before[number] = signal.signal(number, self.handle)
         try:

@@ -75,12 +75,10 @@ def draw_run(order: list[str], epochs: int, rows: list[dict], path) -> None:
     """Figure 3 of one run: a panel for each task, its score over the epochs of all stages.
 
     Dashed lines part the stages. rows: the lines of scores.jsonl; epochs: of a stage without lines."""
-    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot it looks for no display, and leaves a notebook's alone
 
-    matplotlib.use("Agg")  # before pyplot looks for a display
-    from matplotlib import pyplot as plt
-
-    fig, axes = plt.subplots(len(order), 1, figsize=(7, 1.2 + 1.7 * len(order)), sharex=True, squeeze=False)
+    fig = Figure(figsize=(7, 1.2 + 1.7 * len(order)))
+    axes = fig.subplots(len(order), 1, sharex=True, squeeze=False)
     last = max(row["stage"] for row in rows)
     ends = [0]  # the epochs until the end of each stage; in a continued run stages may differ in length
     for stage in range(1, last + 1):
@@ -99,4 +97,3 @@ def draw_run(order: list[str], epochs: int, rows: list[dict], path) -> None:
     axes[-1, 0].set(xlabel="epochs", xlim=(0, ends[-1]))
     fig.tight_layout()
     fig.savefig(path, dpi=130, format="png")
-    plt.close(fig)

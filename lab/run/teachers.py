@@ -76,14 +76,14 @@ def make_teacher(run, task, train, folder: Path, key: dict) -> GPT:
 
 
 def load_teacher(run, task, folder: Path) -> GPT:
-    """A teacher that was saved. Raises RunError if the folder is not whole, or of another model."""
+    """A teacher that was saved. Raises RunError if the folder is incomplete, or of another model."""
     try:
         seconds = read_json(folder / "config.json", dict).get("seconds")
         teacher = load_gpt(folder / "model")
         if teacher.config != run.teacher_start.config:
             raise ValueError("its model has another shape")
     except (ValueError, OSError) as e:
-        raise RunError(f"{folder} is no whole teacher of {task.name} ({e}); delete it, to train it anew") from None
+        raise RunError(f"{folder} holds no complete teacher of {task.name} ({e}); delete it, to train it anew") from None
     is_time = type(seconds) in (int, float) and 0 <= seconds < 1e9
     run.teacher_times[task.name] = seconds if is_time else None
     return teacher.to(run.device)
