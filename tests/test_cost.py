@@ -5,23 +5,27 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import kd
-from data import encode_parts, load_task, make_batch
-from lab import cost
-from lab.cost import Card, Rows
-from lab.experiments import RunKey
+from data import encode_parts, make_batch
+from lab.paper import cost
+from lab.paper.cost import Card, Rows
+from lab.paper.runs import RunKey
+from lab.run.options import Options
+from lab.tasks import load_task
 from model import GPT, GPTConfig
 
 
 @pytest.mark.parametrize(("lm", "distil"), [(True, False), (False, False), (True, True)])
 def test_the_operations_of_an_update_are_those_that_torch_counts(lm, distil, tok, monkeypatch):
     shape = GPTConfig(vocab_size=tok.n_vocab, n_embd=32, n_layer=2, n_head=2)
-    model, teacher = GPT(shape), kd.Teacher(GPT(shape).requires_grad_(False))
+    model, teacher = GPT(shape), kd.Teacher(GPT(shape), budget=2**30) if distil else None
     example = encode_parts([5] * 9, [6] * 5, [7] * 4, tok.task_id("woz"), tok, 99)
-    batch = make_batch([example] * 3, range(3), 3, distil, lm)
-    teacher.remember(batch)
+    batch = make_batch([example] * 3, range(3), 3, lm, distil)
+    if distil:
+        for group in batch:
+            teacher.states(group.rows)  # counted apart: `passes`
     with FlopCounterMode(display=False) as counter:
-        for rows in batch:
-            kd.rows_loss(model, teacher if distil else None, rows, torch.ones(len(rows.labels)), 2.0)[0].backward()
+        for group in batch:
+            kd.group_loss(model, teacher, group, torch.ones(len(group.labels)), 2.0)[0].backward()
     counts = counter.get_flop_counts()["Global"]
     counted = sum(n for op, n in counts.items() if "attention" not in str(op) and "bmm" not in str(op))
     counted += 2 * 3 * (25 if lm else 5) * 32 * tok.n_vocab  # the head's gradient, addmm_, which torch leaves out
@@ -58,8 +62,17 @@ def test_learning_counts_replay_and_a_teachers_states():
     assert 0.2 < share < 0.3 and cost.learning(card, 1000, new, 9, ["sql"]) == pytest.approx(flops / share / 1e12)
     head = 9 * 1000 * 2 * 50304 * 768 * (new.row + new.answer + 2)
     states = 1000 * 2 * 85e6 * (2 * new.row + 1)
-    taught = cost.learning(card, 1000, new, 9, ["sql"], kd=True)
-    assert taught == pytest.approx((flops + head + states) / share / 1e12, rel=1e-3)
+    distilled = cost.learning(card, 1000, new, 9, ["sql"], kd=True)
+    assert distilled == pytest.approx((flops + head + states) / share / 1e12, rel=1e-3)
+
+
+def test_a_teachers_states_are_computed_again_without_room_or_on_another_gpu():
+    card, small = Card(1.0, 0.0, 0.0), Rows(100.0, 10.0, 10)
+    assert cost.passes(card, 1000, small, 9) == 1
+    room = Options().teacher_cache / (112 * 768 * 2)  # examples
+    assert cost.passes(card, 2 * room, small, 9) == pytest.approx(1 + 8 * 0.5)
+    assert cost.passes(card._replace(ranks=2), 1000, small, 3) == pytest.approx(1 + 1 / 2 + 1 / 4)
+    assert cost.passes(card._replace(ranks=2), 4 * room, small, 3) == pytest.approx(1 + 3 / 4 + 3 / 4)
 
 
 def test_decoding_counts_the_steps_of_its_chunks():

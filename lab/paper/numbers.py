@@ -119,7 +119,7 @@ def agreement(results: dict[RunKey, dict], label: str, tasks: Sequence[str]) -> 
             raise DataError(f"{both}: not of the same test examples; run both anew")
         places = [place for place in ours if place[0] in tasks]
         groups = (places, [x for x in places if teacher[x]], [x for x in places if not teacher[x]])
-        numbers.append({name: 100 * mean(ours[x] for x in group) for name, group in zip(GROUPS, groups) if group})
+        numbers.append({name: 100 * sum(ours[x] for x in g) / len(g) for name, g in zip(GROUPS, groups) if g})
     return numbers
 
 

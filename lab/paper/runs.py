@@ -107,7 +107,7 @@ def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None
         except LabError as e:
             failed.append(str(e))
         except (OSError, KeyError, TypeError) as e:
-            failed.append(f"{run}: not the files of a finished run ({e!r})")
+            failed.append(f"{run}: not the files of a finished run ({type(e).__name__}: {e})")
         else:
             return
         print(failed[-1], flush=True)
