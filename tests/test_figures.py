@@ -1,8 +1,8 @@
 """Figures 3 to 5 and the figure of the toy comparison. python -m pytest tests/test_figures.py"""
 
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from paper_runs import as_published, at, finish, published, rows_of, same
 
 from lab.paper.__main__ import main
@@ -19,12 +19,15 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were drawn. They stay open until the test is over."""
-    figures, close = [], plt.close
-    monkeypatch.setattr(plt, "close", figures.append)
-    yield figures
-    for figure in figures:
-        close(figure)
+    """The figures that were drawn."""
+    figures, savefig = [], Figure.savefig
+
+    def save(figure, *arguments, **keywords):
+        figures.append(figure)
+        savefig(figure, *arguments, **keywords)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    return figures
 
 
 def colors_of(ax) -> dict[str, str]:

@@ -7,14 +7,16 @@ from lab.paper.experiments import Cell
 from lab.paper.runs import FIGURES, METHODS
 
 
-def pyplot():
-    """matplotlib, which draws into files only."""
-    import matplotlib
+def new_figure(**keywords):
+    """An empty figure, for files only: without pyplot no display is looked for."""
+    from matplotlib.figure import Figure  # here, since it takes a second
 
-    matplotlib.use("Agg")  # before pyplot looks for a display
-    from matplotlib import pyplot as plt
+    return Figure(layout="constrained", **keywords)
 
-    return plt
+
+def save(fig, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=110, format="png")
 
 
 def draw_task(ax, task: str, n_tasks: int, epochs: int, curves: dict[str, dict[int, list[float]]]) -> None:
@@ -37,12 +39,13 @@ def draw_task(ax, task: str, n_tasks: int, epochs: int, curves: dict[str, dict[i
 
 def draw(figure: str, cells: list[Cell], path: Path) -> None:
     """A figure of the paper from its cells: a panel a task."""
-    plt, order = pyplot(), FIGURES[figure].split(",")
+    order = FIGURES[figure].split(",")
     curves = {task: {} for task in order}
     for cell in cells:
         curves[cell.block].setdefault(cell.row, {})[cell.column] = cell.ours
     epochs = max(cell.column for cell in cells) // len(order)
-    fig, axes = plt.subplots(len(order), 1, figsize=(8, 1 + 1.9 * len(order)), sharex=True, layout="constrained")
+    fig = new_figure(figsize=(8, 1 + 1.9 * len(order)))
+    axes = fig.subplots(len(order), 1, sharex=True)
     for task, ax in zip(order, axes):
         draw_task(ax, task, len(order), epochs, curves[task])
         top = max([1, *(max(cell.ours) for cell in cells if cell.block == task)])
@@ -53,6 +56,4 @@ def draw(figure: str, cells: list[Cell], path: Path) -> None:
     axes[-1].set_xlabel("epochs")
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
     fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(METHODS), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110, format="png")
-    plt.close(fig)
+    save(fig, path)

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 
 from lab.paper import numbers
 from lab.paper.experiments import TOY_ORDERS, Cell, cells_of, keys_of
-from lab.paper.figures import draw_task, pyplot
+from lab.paper.figures import draw_task, new_figure, save
 from lab.paper.runs import FURTHER, METHODS, ROOT, RunKey, found
 from lab.paper.tables import spread
 
@@ -39,8 +39,7 @@ def toy_table(cells: list[Cell]) -> str:
 
 def draw_toy(cells: list[Cell], runs: dict[RunKey, Path], path: Path) -> None:
     """Figure 3 of the paper for both orders, a panel a task; below, the averages after the last stage as bars."""
-    plt = pyplot()
-    fig = plt.figure(figsize=(11, 11), layout="constrained")
+    fig = new_figure(figsize=(11, 11))
     grid = fig.add_gridspec(4, 2, height_ratios=(1, 1, 1, 1.5))
     results = {key: numbers.curves(run) for key, run in runs.items() if key.label in METHODS}
     epochs = max((epoch for one in results.values() for curve in one.values() for epoch in curve), default=3) // 3
@@ -57,9 +56,7 @@ def draw_toy(cells: list[Cell], runs: dict[RunKey, Path], path: Path) -> None:
             if (row, column) == (0, 0):
                 fig.legend(loc="outside upper center", ncols=len(METHODS), frameon=False)
     draw_bars(fig.add_subplot(grid[3, :]), cells)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110, format="png")
-    plt.close(fig)
+    save(fig, path)
 
 
 def curves_of(task: str, order: str, results: dict) -> dict[str, dict[int, list[float]]]:
