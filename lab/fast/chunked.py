@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 # The float32 logits of a chunk. A CPU's allocator keeps blocks of at most 32 MB at hand; larger ones cost page faults.
-CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 2**28}
+CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}
 
 
 @dataclass
@@ -56,16 +56,12 @@ class ChunkedLoss(torch.autograd.Function):
             for term in terms:
                 for i in range(0, len(term.tokens), chunk):
                     part = slice(i, i + chunk)
-                    tokens, weights = term.tokens[part], term.weights[part]
-                    h_part = h[tokens]
-                    logits = at_least_float32(F.linear(h_part, head)).requires_grad_()  # (chunk, V)
-                    with torch.enable_grad():
-                        weighted = weights * term.loss(logits, *(target[part] for target in term.targets))
-                        (grad,) = torch.autograd.grad(weighted.sum(), logits)
-                    losses.index_add_(0, tokens, weighted.detach())
-                    grad = grad.to(head.dtype)
+                    tokens = term.tokens[part]
+                    weighted, grad = loss_and_gradient(F.linear(h[tokens], head), term, part)
+                    losses.index_add_(0, tokens, weighted)
                     grad_h.index_add_(0, tokens, grad @ head)
-                    grad_head.addmm_(grad.t(), h_part)
+                    grad_head.addmm_(grad.t(), h[tokens])
+                    del grad  # before the next chunk needs the memory
         ctx.grads, ctx.dtype = (grad_h, grad_head), hidden.dtype
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
@@ -77,6 +73,15 @@ class ChunkedLoss(torch.autograd.Function):
         if grad.device.type != "cpu" or grad != 1:  # comparing on a GPU would synchronise
             grad_h, grad_head = grad_h * grad, grad_head * grad
         return grad_h.to(ctx.dtype), grad_head, None
+
+
+def loss_and_gradient(logits, term: Term, part: slice):
+    """The weighted losses (m,) of one chunk of a term, and their gradient in its logits (m, V), in the logits' dtype."""
+    with torch.enable_grad():
+        z = at_least_float32(logits).requires_grad_()
+        weighted = term.weights[part] * term.loss(z, *(target[part] for target in term.targets))
+        (grad,) = torch.autograd.grad(weighted.sum(), z)
+    return weighted.detach(), grad.to(logits.dtype)
 
 
 def chunked_loss(hidden: torch.Tensor, head: torch.Tensor, terms: list[Term]) -> tuple[torch.Tensor, torch.Tensor]:
