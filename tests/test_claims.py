@@ -85,3 +85,7 @@ def test_runs_of_earlier_versions_without_times_have_no_costs(tmp_path, capsys):
         del summary["teacher_time_here_s"]
         (folder / "summary.json").write_text(json.dumps(summary))
     assert rows_of(capsys, "claims", "--runs-dir", tmp_path, missing=True)[7]["ours"] == "–"
+    finish(tmp_path, RunKey(ORDERS[1], "LAMOL", 0), {"woz": 1.0, "cnn": 2.0, "sql": 3.0})
+    there = found(keys_of("cost", [0]), [tmp_path], [])
+    cell = next(cell for cell in cells_of("cost", there, [0]) if cell[1:3] == ("seconds", "LAMOL"))
+    assert (cell.ours, cell.runs, cell.wanted) == ([100.0], 1, 6) and len(there) == 5

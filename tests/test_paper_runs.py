@@ -126,10 +126,12 @@ def test_a_finished_run_with_a_broken_file_is_named(commands, tmp_path, capsys):
         (folder / "summary.json").write_text(broken)
         assert main(["figure3", "--run", "--runs-dir", str(tmp_path)]) == 1
         assert str(folder / "summary.json") in capsys.readouterr().err.splitlines()[-1]
+    key = keys_of("table4", [0])[3]
     folder = finish(tmp_path, key, same(key.order, 1.0))
     (folder / "scores.jsonl").unlink()
-    assert main(["figure3", "--run", "--runs-dir", str(tmp_path), "--keep", str(tmp_path / "kept")]) == 1
-    assert "scores.jsonl" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["table4", "--run", "--runs-dir", str(tmp_path), "--keep", str(tmp_path / "kept")]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: 1 of 12 runs failed: ") and "scores.jsonl" in last
 
 
 def test_an_interruption_ends_with_130(monkeypatch, tmp_path, capsys):

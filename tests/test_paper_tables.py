@@ -192,7 +192,8 @@ def test_runs_on_other_data_are_refused_in_a_table(what, tmp_path, capsys):
         (other / "config.json").write_text(json.dumps(config | {"data": data}))
         for options in ([], ["--run"]):  # before anything is run
             line = fails(capsys, what, "--runs-dir", tmp_path, *options)
-            assert str(other) in line and ("task sql" if data else "task woz") in line and "delete" in line
+            assert ("task sql" if data else "task woz") in line and "delete" in line
+            assert f"than in {tmp_path}" in line.split(str(other))[1] or f"but {other} did not record" in line
             assert ("has other data" in line) == bool(data and "sql" in data)
 
 
