@@ -173,6 +173,10 @@ def test_a_run_that_has_not_finished_is_not_collected_and_a_broken_one_is_named(
         file = folder / "scores.jsonl"
         file.unlink() if broken is None else file.write_text(broken)
         assert str(file) in fails(capsys, "figure4", "--runs-dir", tmp_path)
+    other = finish(tmp_path, RunKey(ORDERS[0], "LAMOL", 0), same(ORDERS[0], 1.0))
+    shutil.copy(folder / "summary.json", other)  # of other tasks
+    finish(tmp_path, RunKey(ORDERS[1], "LAMOL", 0), same(ORDERS[1], 1.0))
+    assert "LAMOL runs of one row have scores of different tasks" in fails(capsys, "table3", "--runs-dir", tmp_path)
     (folder / "config.json").write_text("{")
     assert str(folder / "config.json") in fails(capsys, "table4", "--runs-dir", tmp_path)
 

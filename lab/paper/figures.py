@@ -43,7 +43,7 @@ def draw(figure: str, cells: list[Cell], path: Path) -> None:
     curves = {task: {} for task in order}
     for cell in cells:
         curves[cell.block].setdefault(cell.row, {})[cell.column] = cell.ours
-    epochs = max(cell.column for cell in cells) // len(order)
+    epochs = max([len(order), *(cell.column for cell in cells)]) // len(order)
     fig = new_figure(figsize=(8, 1 + 1.9 * len(order)))
     axes = fig.subplots(len(order), 1, sharex=True)
     for task, ax in zip(order, axes):

@@ -88,8 +88,10 @@ def each(results: dict[RunKey, dict]) -> list[dict]:
 
 
 def mean_over_seeds(results: dict[RunKey, dict]) -> list[dict]:
-    """One value an order: the mean over its seeds."""
-    by_order = {}
+    """One value an order: the mean over its seeds. Raises DataError for runs on different tasks."""
+    by_order, columns = {}, {frozenset(one) for one in results.values()}
+    if len(columns) > 1:
+        raise DataError(f"the {next(iter(results)).label} runs of one row have scores of different tasks")
     for key, one in results.items():
         by_order.setdefault(key.order, []).append(one)
     return [{column: mean(one[column] for one in same) for column in same[0]} for same in by_order.values()]

@@ -168,7 +168,8 @@ def found(keys, folders: list[Path], extra: list[str], predictions=False) -> dic
 
 def stages_of(run: Path) -> list[Path]:
     """The folders of a run's stages, in order."""
-    return sorted(run.glob("[0-9]*-*"), key=lambda folder: int(folder.name.split("-")[0]))
+    folders = [folder for folder in run.glob("*-*") if folder.name.split("-")[0].isdecimal()]
+    return sorted(folders, key=lambda folder: int(folder.name.split("-")[0]))
 
 
 def check_same_data(runs: dict[RunKey, Path]) -> list[Path]:

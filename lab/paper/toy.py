@@ -42,7 +42,7 @@ def draw_toy(cells: list[Cell], runs: dict[RunKey, Path], path: Path) -> None:
     fig = new_figure(figsize=(11, 11))
     grid = fig.add_gridspec(4, 2, height_ratios=(1, 1, 1, 1.5))
     results = {key: numbers.curves(run) for key, run in runs.items() if key.label in METHODS}
-    epochs = max((epoch for one in results.values() for curve in one.values() for epoch in curve), default=3) // 3
+    epochs = max([3, *(epoch for one in results.values() for curve in one.values() for epoch in curve)]) // 3
     for column, order in enumerate(TOY_ORDERS):
         for row, task in enumerate(TOY_ORDERS[0].split(",")):
             ax = fig.add_subplot(grid[row, column])
