@@ -1,0 +1,288 @@
+"""Generation with a cache is generation without one, whoever shares the batch. python -m pytest tests/test_decode.py"""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import prompts_of, seeded, tiny
+
+from eval import greedy
+from lab.fast import decode as decode_file
+from lab.fast.decode import KVCache, beam_search, chunks_of, decode, prefill, step
+from lamol import top_k_sampler
+
+LENGTHS, LIMITS = [4, 1, 17, 9, 4], [9, 6, 12, 3, 9]
+
+
+def sampled(n, steps=64, k=4):
+    return top_k_sampler(k, n, steps, seeded(3))
+
+
+def plain_decode(model, prompts, limits, stop_id, pick):
+    """A prompt at a time, all of it at each step, without a cache."""
+    rows = []
+    for i, (prompt, limit) in enumerate(zip(prompts, limits)):
+        new = []
+        while len(new) < limit and new[-1:] != [stop_id]:
+            logits = model(torch.tensor([prompt + new]))[:, -1]
+            new += pick(logits, [i], len(new)).tolist()
+        rows.append(new)
+    return rows
+
+
+# ---------------------------------------------------------------------- the cache
+
+
+def test_prefilled_prompts_have_the_hidden_states_keys_and_values_of_each_alone(monkeypatch):
+    model, prompts = tiny(), prompts_of([5, 30, 1, 7, 12])
+    plain, passes, hidden_of = [], [], model.hidden
+
+    def keep(q, k, v, layer, dropout):
+        plain[-1] += [k[0], v[0]]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def spy(ids, *more):
+        passes.append(ids.size(1))
+        return hidden_of(ids, *more)
+
+    with torch.no_grad():
+        last = []
+        for prompt in prompts:
+            plain.append([])
+            last.append(model.hidden(torch.tensor([prompt]), attend=keep)[0, -1])
+        monkeypatch.setattr(model, "hidden", spy)
+        for tokens, wanted in ((1, [5, 30, 1, 7, 12]), (12, [5, 30, 8, 12]), (36, [36, 19]), (1024, [55])):
+            monkeypatch.setattr(decode_file, "PREFILL_TOKENS", tokens)
+            passes.clear()
+            hidden, cache = prefill(model, prompts, [3] * 5)
+            assert passes == wanted and cache.length.tolist() == [5, 30, 1, 7, 12]
+            torch.testing.assert_close(hidden, torch.stack(last), rtol=1e-12, atol=1e-12)
+            for row, n in enumerate(cache.length):  # what stands beyond the length is padding
+                of_row = [x for kv in cache.kv[:, :, row, :, :n].unbind(1) for x in kv]  # keys and values of each layer
+                torch.testing.assert_close(of_row, plain[row], rtol=1e-12, atol=1e-12)
+
+
+def test_a_cached_step_has_the_hidden_state_of_the_whole_row():
+    """Also after rows have left the cache, changed places or become two, as with beams."""
+    model, rows = tiny(), prompts_of([5, 30, 1, 7])
+
+    def go_on(tokens):
+        for row, token in zip(rows, tokens):
+            row.append(token)
+        found = step(model, cache, torch.tensor(tokens), max(map(len, rows)))
+        cache.length += 1
+        wanted = [model.hidden(torch.tensor([row]))[0, -1] for row in rows]
+        torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-12, atol=1e-12)
+
+    with torch.no_grad():
+        _, cache = prefill(model, rows, [9] * 4)
+        go_on([1, 2, 3, 4])
+        go_on([5, 6, 7, 8])
+        for keep in ([3, 0], [1, 1, 0, 0, 1]):
+            cache.keep(torch.tensor(keep))
+            rows = [list(rows[i]) for i in keep]
+            go_on(list(range(len(rows))))
+            go_on([9] * len(rows))
+
+
+def test_what_mates_of_the_same_shape_say_changes_no_bit():
+    model = tiny(dtype=torch.float)
+
+    def hidden(mate):
+        hidden, cache = prefill(model, [list(range(9)), mate], [3, 3])
+        return torch.stack([hidden[0], step(model, cache, torch.tensor([3, 4]), 10)[0]])
+
+    with torch.no_grad():
+        assert torch.equal(hidden([1, 2, 3, 4, 5, 6]), hidden([9, 8, 7, 6, 5, 4]))
+
+
+# ---------------------------------------------------------------------- greedy and sampled rows
+
+
+@pytest.mark.parametrize("sampling", [False, True], ids=["greedy", "sampled"])
+def test_rows_are_those_without_a_cache_and_do_not_depend_on_batch_mates(sampling, monkeypatch):
+    """Row i belongs to prompt i, in chunks of any size. Some rows reach the stop token, others their limit."""
+    ends = []
+    for seed in range(3):
+        model, prompts, limits = tiny(seed), prompts_of([*LENGTHS, 30], seed=seed), [*LIMITS, 0]
+        pick, fewer = (sampled(6), sampled(3)) if sampling else (greedy, greedy)
+        stop = plain_decode(model, prompts, limits, -1, pick)[2][3]
+        wanted = plain_decode(model, prompts, limits, stop, pick)
+        for rows, tokens in ((2, 9), (4, 30), (256, 1024)):
+            monkeypatch.setattr(decode_file, "MAX_ROWS", rows)
+            monkeypatch.setattr(decode_file, "PREFILL_TOKENS", tokens)
+            assert decode(model, prompts, limits, stop, pick) == wanted
+        assert decode(model, prompts[:3], limits[:3], stop, fewer) == wanted[:3]
+        ends += [len(new) < limit for new, limit in zip(wanted, limits)]
+    assert ends.count(True) >= 4 and ends.count(False) >= 6
+
+
+def test_the_stop_token_is_kept_and_limits_are_one_a_prompt():
+    model, prompts = tiny(), prompts_of(LENGTHS)
+    free = decode(model, prompts, [9, 0, 4, 12, 1], -1, greedy)
+    assert [len(row) for row in free] == [9, 0, 4, 12, 1]
+    stop = free[0][3]
+    for row, stopped in zip(free, decode(model, prompts, [9, 0, 4, 12, 1], stop, greedy)):
+        assert stopped == (row[: row.index(stop) + 1] if stop in row else row)
+
+
+def test_the_pick_is_told_which_prompts_its_logits_belong_to(monkeypatch):
+    monkeypatch.setattr(decode_file, "MAX_ROWS", 2)
+    model, prompts = tiny(), prompts_of(LENGTHS)
+    seen = {i: [] for i in range(len(prompts))}
+
+    def pick(logits, rows, t):
+        assert len(logits) == len(rows)
+        for i in rows:
+            seen[i].append(t)
+        return torch.tensor(rows)  # prompt i says i for ever
+
+    assert decode(model, prompts, LIMITS, -1, pick) == [[i] * limit for i, limit in enumerate(LIMITS)]
+    assert all(seen[i][:limit] == list(range(limit)) for i, limit in enumerate(LIMITS))
+
+
+def test_chunks_are_the_longest_prompts_first_and_as_many_as_the_cache_may_hold(monkeypatch):
+    monkeypatch.setattr(decode_file, "CACHE_BYTES", 100 * 4 * 2 * 2 * 16)  # 100 columns of 2 layers of 16 channels
+    prompts, limits = prompts_of([20, 3, 30, 20, 3, 40, 2]), [10, 2, 10, 10, 2, 11, 0]  # nothing is to come of the last
+    assert chunks_of(tiny(), prompts, limits) == [[5], [3, 2], [1, 4, 0]]  # of 51, 40 and 30 columns
+    assert chunks_of(tiny(), prompts, limits, beams=2) == [[5], [2], [3], [0], [1, 4]]
+
+
+def test_finished_rows_leave_the_cache_when_they_are_a_quarter_of_it(monkeypatch):
+    """By their limit or the stop token."""
+    kept = []
+
+    class Cache(KVCache):
+        def keep(self, rows):
+            kept.append((len(self.length), len(rows), self.length.max().item() - 3))  # the tokens that were read
+            super().keep(rows)
+
+    monkeypatch.setattr(decode_file, "KVCache", Cache)
+    sevens = lambda logits, rows, t: torch.tensor([7 if i < t else 1 for i in rows])  # noqa: E731
+    for limits, pick, wanted in (
+        ([2, 2, 2, 9], greedy, [(4, 1, 1)]),
+        ([2, 9, 9, 9, 9], greedy, []),
+        ([5, 5, 9, 9], greedy, [(4, 2, 4)]),
+        ([9, 9, 9, 9], greedy, []),  # all end at once
+        ([9, 9, 9, 9], sevens, [(4, 3, 1), (3, 2, 2), (2, 1, 3)]),
+    ):
+        kept.clear()
+        decode(tiny(), prompts_of([3] * len(limits)), limits, 7 if pick is sevens else -1, pick)
+        assert kept == wanted
+
+
+def test_a_row_that_ends_at_the_contexts_end_lets_the_others_go_on():
+    prompts, limits = prompts_of([60, 3, 3, 3, 3]), [5, 40, 40, 40, 40]
+    model = tiny()
+    assert decode(model, prompts, limits, -1, greedy) == plain_decode(model, prompts, limits, -1, greedy)
+
+
+@pytest.mark.parametrize("search", [partial(decode, pick=greedy), partial(beam_search, beams=2)])
+def test_generation_is_without_dropout_and_gradients_and_restores_the_mode_it_found(search):
+    model, prompts = tiny(dropout=0.5).train(), prompts_of([5] * 4)
+    in_training = search(model, prompts, [20] * 4, stop_id=-1)
+    assert model.training
+    assert search(model.eval(), prompts, [20] * 4, stop_id=-1) == in_training
+    assert not model.training
+
+
+@pytest.mark.parametrize("search", [partial(decode, pick=greedy), partial(beam_search, beams=2)])
+@pytest.mark.parametrize("length, limit", [(0, 3), (60, 6), (65, 0)])
+def test_a_prompt_that_does_not_fit_is_an_error(search, length, limit):
+    with pytest.raises(ValueError, match=f"prompt 1 has {length} tokens and {limit} to come"):
+        search(tiny(), [[1, 2], prompts_of([length])[0]], [1, limit], stop_id=0)
+
+
+def test_the_context_can_be_filled():
+    """The last token is generated and never read."""
+    assert len(decode(tiny(), [[1]], [64], -1, greedy)[0]) == 64
+    assert decode(tiny(), [], [], -1, greedy) == []
+
+
+# ---------------------------------------------------------------------- beam search
+
+
+def score_of(model, prompt, answer):
+    """The mean log-probability of an answer's tokens, computed without a cache."""
+    logits = model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1)[range(len(answer)), answer].mean().item()
+
+
+def test_greedy_decoding_and_beam_search_equal_transformers():
+    transformers = pytest.importorskip("transformers")
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.GPT2Config(vocab_size=12, **ends, n_positions=64, n_embd=16, n_layer=2, n_head=2)
+    theirs = transformers.GPT2LMHeadModel(config).double().eval()
+    stopped = at_limit = better = 0
+    for seed in range(5):
+        ours, prompts = tiny(seed), prompts_of(LENGTHS, seed=seed)
+        stop = decode(ours, prompts, LIMITS, -1, greedy)[2][3]
+        theirs.load_state_dict(ours.to_openai(torch.double), strict=False)  # without the tied head
+        answers = decode(ours, prompts, LIMITS, stop, greedy)
+        for beams in (1, 2, 4, 5):
+            options = {"num_beams": beams, "do_sample": False, "pad_token_id": stop, "eos_token_id": stop}
+            if beams > 1:
+                options |= {"length_penalty": 1.0, "early_stopping": True}
+            found = beam_search(ours, prompts, LIMITS, stop, beams) if beams > 1 else answers
+            for prompt, limit, new, plain in zip(prompts, LIMITS, found, answers):
+                ids = torch.tensor([prompt])
+                wanted = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, **options)
+                assert new == wanted[0, len(prompt) :].tolist()
+                stopped += new[-1] == stop and len(new) < limit
+                at_limit += new[-1] != stop and len(new) == limit
+                better += score_of(ours, prompt, new) > score_of(ours, prompt, plain) + 1e-9
+    assert min(stopped, at_limit, better) > 15
+
+
+def test_one_beam_is_greedy_decoding_in_the_models_own_precision():
+    for seed in range(4):
+        model, prompts = tiny(seed), prompts_of(LENGTHS, seed=seed)
+        model.wte.weight.data[1::2] = model.wte.weight.data[::2] * (1 + 1e-12)  # twins that only float64 tells apart
+        assert beam_search(model, prompts, LIMITS, 3, beams=1) == decode(model, prompts, LIMITS, 3, greedy)
+
+
+def test_beam_search_does_not_depend_on_batch_mates(monkeypatch):
+    model, limits = tiny(), [*LIMITS, 0, 5]
+    prompts = prompts_of([*LENGTHS, 2, 60])  # the last fills the context
+    wanted = [beam_search(model, [p], [n], 3, beams=4)[0] for p, n in zip(prompts, limits)]
+    for name, bound in (("MAX_ROWS", 256), ("MAX_ROWS", 8), ("CACHE_BYTES", 1)):  # all, two, one prompt a chunk
+        monkeypatch.setattr(decode_file, name, bound)
+        assert beam_search(model, prompts, limits, 3, beams=4) == wanted
+
+
+def test_memory_is_bounded_with_all_beams_and_finished_prompts_leave_the_cache(monkeypatch):
+    kept = []
+
+    class Cache(KVCache):
+        def keep(self, rows):
+            super().keep(rows)
+            kept.append(self.kv.size(2))
+
+    monkeypatch.setattr(decode_file, "KVCache", Cache)
+    monkeypatch.setattr(decode_file, "CACHE_BYTES", 200 * 4 * 2 * 2 * 16)  # 200 columns of 2 layers of 16 channels
+    beam_search(tiny(), prompts_of([30] * 3), [3] * 3, stop_id=-1, beams=3)  # 2 x 3 x 33 columns are 198
+    assert kept == [6, 6, 3, 3]
+    kept.clear()
+    beam_search(tiny(), prompts_of([3] * 4), [2, 1, 2, 4], stop_id=-1, beams=3)
+    assert kept == [9, 3, 3]
+
+
+def test_logits_in_half_precision_are_scored_in_float32(monkeypatch):
+    linear, found = F.linear, []
+    for cast in (lambda x: x.bfloat16(), lambda x: x.bfloat16().float()):
+        with monkeypatch.context() as patch:
+            head_only = lambda x, W, *b, cast=cast: linear(x, W, *b) if b else cast(linear(x, W))  # noqa: E731
+            patch.setattr(decode_file.F, "linear", head_only)
+            found.append([beam_search(tiny(n), prompts_of(LENGTHS, seed=n), [20] * 5, 3, beams=6) for n in range(8)])
+    assert found[0] == found[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [
+            len(new) for new in beam_search(tiny(dtype=torch.float), prompts_of(LENGTHS), LIMITS, -1, beams=4)
+        ] == LIMITS
+
+
+@pytest.mark.parametrize("beams", [0, 7])
+def test_beams_that_the_vocabulary_has_no_words_for_are_an_error(beams):
+    with pytest.raises(ValueError, match=f"{beams} beams: needs 1 or more, and at most half of 12 words"):
+        beam_search(tiny(), [[1]], [3], stop_id=0, beams=beams)
