@@ -16,6 +16,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from lab.fast.half import centred
+
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # OpenAI stores these (in, out), nn.Linear uses (out, in)
 
 
@@ -130,7 +132,7 @@ class GPT(nn.Module):
         centred over the words. No softmax sees what all words have in common, and the gradient stays the same, too."""
         W, kind = self.wte.weight, self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else W.dtype
-        return W if W.dtype == dtype else (W - W.detach().mean(dim=0)).to(dtype)
+        return W if W.dtype == dtype else centred(W, dtype)
 
     def forward(self, ids):
         """ids (B, T) -> logits (B, T, V)."""

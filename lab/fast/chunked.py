@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 # The float32 logits of a chunk. A CPU's allocator keeps blocks of at most 32 MB at hand; larger ones cost page faults.
-CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}
+CHUNK_BYTES = {"cpu": 20 * 2**20, "cuda": 2**28}
 
 
 @dataclass
@@ -78,10 +78,10 @@ class ChunkedLoss(torch.autograd.Function):
 def loss_and_gradient(logits, term: Term, part: slice):
     """The weighted losses (m,) of one chunk of a term, and their gradient in its logits (m, V), in the logits' dtype."""
     with torch.enable_grad():
-        z = at_least_float32(logits).requires_grad_()
-        weighted = term.weights[part] * term.loss(z, *(target[part] for target in term.targets))
-        (grad,) = torch.autograd.grad(weighted.sum(), z)
-    return weighted.detach(), grad.to(logits.dtype)
+        losses = term.loss(at_least_float32(logits.requires_grad_()), *(target[part] for target in term.targets))
+        weighted = term.weights[part] * losses
+        (grad,) = torch.autograd.grad(weighted.sum(), logits)
+    return weighted.detach(), grad
 
 
 def chunked_loss(hidden: torch.Tensor, head: torch.Tensor, terms: list[Term]) -> tuple[torch.Tensor, torch.Tensor]:

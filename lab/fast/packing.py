@@ -24,10 +24,10 @@ def move(x: torch.Tensor, device: torch.device) -> torch.Tensor:
 class Packing:
     """Where each token of a packed group stands. The attention of a packed group is `attend`.
 
-        row 0    The dog .
-        row 1    A   b   c  d     packed    The dog . A b c d
-                                  position  0   1   2 0 1 2 3
-                                  place     0   1   2 4 5 6 7     in a block of R = 2 rows of T = 4 places
+    row 0    The dog .
+    row 1    A   b   c  d     packed    The dog . A b c d
+                              position  0   1   2 0 1 2 3
+                              place     0   1   2 4 5 6 7     in a block of R = 2 rows of T = 4 places
     """
 
     position: torch.Tensor  # (N,): of each token in its row
@@ -59,10 +59,7 @@ class Packing:
     @torch.compiler.disable  # the number of blocks changes from group to group
     def attend(self, q, k, v, layer: int, dropout: float):
         """Causal attention within each row: q, k, v (1, H, N, C/H) -> (1, H, N, C/H)."""
-        out = [
-            self.unpad(causal(q, k, v, dropout), place)
-            for q, k, v, place in self.padded_blocks(q, k, v)
-        ]
+        out = [self.unpad(causal(q, k, v, dropout), place) for q, k, v, place in self.padded_blocks(q, k, v)]
         return torch.cat(out).transpose(0, 1)[None]
 
     def padded_blocks(self, q, k, v):
