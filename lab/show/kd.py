@@ -1,0 +1,61 @@
+"""python kd.py: the losses of one next word, what the temperature does to it, and where the gradient comes from."""
+
+import torch
+
+from kd import nll, word_kd
+
+WORDS = ["north", "south", "east", "west"]
+TEACHER = torch.tensor([[4.0, 2.0, 0.5, 0.0]])
+STUDENT = torch.tensor([[1.0, 1.5, 0.0, 0.0]])
+TEMPERATURES = (1, 2, 5)
+
+
+def show() -> None:
+    print(f"{'next word':<44}" + "".join(f"{word:>9}" for word in WORDS))
+    for temperature in TEMPERATURES:
+        print(line(f"teacher's probabilities, temperature {temperature}", (TEACHER / temperature).softmax(dim=-1)[0]))
+    print(line("student's probabilities, temperature 1", STUDENT.softmax(dim=-1)[0]))
+    show_gradients()
+    show_cross_entropy()
+    print("\nWhich method uses what (Section 2.2), for the current task. Pseudo-data have the NLL with all four:")
+    print("    LAMOL        NLL of the data's words")
+    print("    Word-KD      KL at the positions of the data's words")
+    print("    Seq-KD       NLL, with the teacher's own answer for the data's")
+    print("    Seq-KD_soft  KL, with the teacher's own answer for the data's")
+
+
+def line(name: str, numbers) -> str:
+    return f"{name:<44}" + "".join(f"{x:>9.3f}" for x in numbers)
+
+
+def show_gradients() -> None:
+    """`nll` and `word_kd`, the functions that train, and their gradients by autograd."""
+    student, truth, best = STUDENT.clone().requires_grad_(), torch.tensor([1]), TEACHER.argmax(dim=-1)
+    losses = {
+        f"NLL of the data's {WORDS[truth]!r}": nll(student, truth),
+        f"NLL of the teacher's {WORDS[best]!r}": nll(student, best),
+    }
+    losses |= {f"Word-KD, temperature {t}": word_kd(student, TEACHER, t) for t in TEMPERATURES}
+    print("\nThe loss of this position, and its gradient in the student's logits. A step goes against the gradient.\n")
+    print(f"{'':<35}{'loss':>9}" + "".join(f"{word:>9}" for word in WORDS))
+    for name, loss in losses.items():
+        (grad,) = torch.autograd.grad(loss.sum(), student, retain_graph=True)
+        print(f"{name:<35}{loss.item():>9.3f}" + "".join(f"{x:>9.3f}" for x in grad[0]))
+    print("\nA hard target pushes one word up and the rest down. A soft one says how good each of the rest is.")
+    print("The temperature flattens both distributions, so that unlikely words count; temperature² keeps the size of")
+    print("the gradient, which is temperature · (p_S - p_T).")
+
+
+def show_cross_entropy() -> None:
+    """The KL and the paper's cross-entropy differ by a constant."""
+    t, student = 2, STUDENT.clone().requires_grad_()
+    p = (TEACHER / t).softmax(dim=-1)
+    cross_entropy = t**2 * -(p * (student / t).log_softmax(dim=-1)).sum()
+    entropy = t**2 * -(p * p.log()).sum()
+    kl = word_kd(student, TEACHER, t).sum()
+    a, b = (torch.autograd.grad(loss, student)[0] for loss in (cross_entropy, kl))
+    print("\nWhy the KL and the cross-entropy at the same temperature t have one gradient (t = 2):")
+    print("    -t² Σ p_T log p_S  =  t² Σ p_T log (p_T / p_S)  -  t² Σ p_T log p_T", end="")
+    print(f"      {cross_entropy:.4f} = {kl:.4f} + {entropy:.4f}")
+    print("    and the last term, the teacher's entropy, has no student in it:", end=" ")
+    print(f"the gradients differ by {(a - b).abs().max():.0e}")
