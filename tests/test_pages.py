@@ -1,11 +1,17 @@
 """Each file shows its work on a page, and its numbers are right. python -m pytest tests/test_pages.py"""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import train
+from eval import summarise
+from lab.run.rundir import read_scores
+from lab.show.eval import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,7 +21,7 @@ def page():
     """page(file) -> what `python file` prints, checked to fit on a lecturer's screen."""
 
     def shown(file):
-        done = subprocess.run([sys.executable, file], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, file], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr, done.stderr
         lines = done.stdout.splitlines()
         assert 20 <= len(lines) <= 50 and max(map(len, lines)) <= 150
@@ -39,7 +45,7 @@ def test_kd_shows_that_kl_and_cross_entropy_share_a_gradient(page):
     a, b, c = map(float, re.search(r"(\d\.\d+) = (\d\.\d+) \+ (\d\.\d+)", said).groups())
     assert a == pytest.approx(b + c, abs=2e-4) and re.search(r"differ by [0-9]e-0[89]|differ by 0e\+00", said)
     for line in said.splitlines():  # a gradient in the logits sums to zero
-        if line.startswith(("NLL of the", "Word-KD, T")):
+        if line.startswith(("NLL of the", "Word-KD, temperature")):
             assert sum(map(float, line.split()[-4:])) == pytest.approx(0, abs=3e-3)
 
 
@@ -58,8 +64,45 @@ def test_eval_takes_metrics_apart(page):
     assert f"rouge1 {one}, rouge2 {two}" in said  # counted by hand as the library counts
 
 
-def test_lamol_dreams_and_says_what_it_takes(page):
+def test_lamol_generates_samples_and_says_why_others_are_rejected(page):
     said = page("lamol.py")
     accepted = int(re.search(r"(\d+) accepted", said)[1])
     assert accepted >= 10 and "TASK name" in said and " ANS " in said
     assert said.count("    accepted  context and question") == min(3, accepted)
+
+
+# ---------------------------------------------------------------------- the command line of eval.py
+
+
+def test_a_finished_runs_table_is_printed(tmp_path, capsys):
+    rows = [{"stage": i, "task": "a", "score": x} for i, x in enumerate((1.0, 50.0))]
+    (tmp_path / "summary.json").write_text(json.dumps(summarise("lamol", ["a"], rows)), encoding="utf-8")
+    assert main([str(tmp_path)]) == 0
+    assert "after 1 (a)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--model", "x"], 2, "--model and --task"),
+        (["--limit", "-1"], 2, "--limit -1"),
+        (["--device", "cpu"], 2, "--device: only with --model and --task"),
+        (["--model", "x", "--task", "nothing"], 2, "--task: unknown task 'nothing'"),
+        (["nowhere"], 1, "no run directory"),
+        (["--model", "nowhere", "--task", "toy.ag"], 1, "config.json is missing"),
+        (["--model", str(ROOT / "lab" / "assets" / "nano"), "--task", "toy.ag"], 1, "no model of a run"),
+    ],
+)
+def test_bad_input_of_eval_is_one_line(arguments, code, said, capsys):
+    assert main(arguments) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+
+
+def test_eval_scores_a_runs_model_as_the_run_did(lab, capsys):
+    assert train.main([*lab, "--method", "finetune"]) == 0
+    (run,) = Path(lab[5]).glob("colors+*")
+    (wanted,) = [x["score"] for x in read_scores(run) if (x["stage"], x["task"]) == (2, "sizes")]
+    capsys.readouterr()
+    assert main(["--model", str(run / "model"), "--task", lab[1].split(",")[1], "--device", "cpu"]) == 0
+    assert f"{'em':<16} {wanted:6.2f}" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def show_shape(model) -> None:
 
 def show_steps(model, tok, prompt) -> None:
     """The shape behind each step, and the likeliest next words."""
-    print(f"    B, T, C = 1, {len(prompt)}, {model.config.n_embd}; what each step makes of them (all blocks are alike):")
+    print(f"    B, T, C = 1, {len(prompt)}, {model.config.n_embd}; what each step makes of them (blocks are alike):")
     steps = {"wte": model.wte, "h.0.attn": model.h[0].attn, "h.0.mlp": model.h[0].mlp, "h.0": model.h[0]}
     hooks = [
         module.register_forward_hook(lambda _, __, x, name=name: print(f"    {name:<10}{tuple(x.shape)}"))
