@@ -21,6 +21,7 @@ from data import (
     plan_epoch,
 )
 from lab.fast.packing import Layout
+from lab.run.encoding import encode_task
 from lab.run.pretrained import nano_tokenizer
 
 TASK = 50260  # the task token of the golden files
@@ -108,6 +109,18 @@ def test_the_answer_budget_is_the_longest_training_answer_and_eos(tok):
     task = Task("mine", "em", train, test)
     assert answer_budget(task, tok, 1000) == len(tok.encode("abcdefg")) + 1
     assert answer_budget(task, tok, 16) == 4
+
+
+def test_what_is_cut_or_rejected_is_counted(tok, capsys):
+    texts = [("c", "q", "a"), ("c" * 50, "q", "a"), ("c", "q" * 50, "a"), ("c", "q", "a" * 50)]
+    examples = [Example(*text) for text in texts]
+    tok.add_task("mine")
+    assert len(encode_task(Task("mine", "em", examples, examples), tok, 20)) == 3
+    said = capsys.readouterr().out
+    assert "of 4 training examples, at 20 tokens: 1 rejected" in said
+    assert "1 answers cut" in said and "2 contexts cut" in said
+    assert "2 of 4 test prompts cut, to leave 5 tokens" in said
+    assert "1 of 4 training answers are too long to be generated (5)" in said
 
 
 # ---------------------------------------------------------------------- text
