@@ -190,11 +190,11 @@ class Group:
     lm: torch.Tensor  # (S,) bool: of an LM row
     replay: torch.Tensor  # (S,) bool: of a replayed row
     soft: torch.Tensor  # (S,) bool: the target is the teacher's distribution, else it is the label
-    part: int = 0  # which of several processes takes it
+    process: int = 0  # which of several processes takes it
 
     def to(self, device) -> "Group":
         tensors = (self.ids, self.supervised, self.labels, self.lm, self.replay, self.soft)
-        return Group(self.rows, self.packing.to(device), *(move(x, device) for x in tensors), self.part)
+        return Group(self.rows, self.packing.to(device), *(move(x, device) for x in tensors), self.process)
 
 
 def make_batch(samples, indices, n_current, lm=True, soft=False, layout=None) -> list[Group]:
@@ -209,10 +209,10 @@ def make_batch(samples, indices, n_current, lm=True, soft=False, layout=None) ->
         if lm:
             rows.append(Row(sample.lm_ids, sample.lm_labels, True, replay, (i, True)))
     groups = (layout or Layout()).groups([len(row.ids) for row in rows])
-    return [collate([rows[i] for i in group], soft, part) for part, group in groups]
+    return [collate([rows[i] for i in group], soft, process) for process, group in groups]
 
 
-def collate(rows: list[Row], soft: bool = False, part: int = 0) -> Group:
+def collate(rows: list[Row], soft: bool = False, process: int = 0) -> Group:
     """Rows as tensors, one after another."""
     labels = torch.tensor([label for row in rows for label in row.labels])
     lengths = torch.tensor([len(row.ids) for row in rows])
@@ -230,7 +230,7 @@ def collate(rows: list[Row], soft: bool = False, part: int = 0) -> Group:
         lm=lm[supervised],
         replay=replay[supervised],
         soft=~replay[supervised] if soft else torch.zeros(len(supervised), dtype=torch.bool),
-        part=part,
+        process=process,
     )
 
 

@@ -1,9 +1,8 @@
 """The metrics, a model's answers, and what lifelong learning is measured by.
 
 Table 1 names the metrics: dsEM (WOZ), lfEM (WikiSQL), ROUGE (CNN/DailyMail, NLG), exact match (classification). Every
-score is a percentage. Answers are decoded greedily (Section 3.1), from a prompt without a task token.
-
-A metric is a function of predictions (texts) and examples; METRICS below lists them, and nothing else knows them.
+score is a percentage. A metric is a function of predictions (texts) and examples, and a line in METRICS below. Answers
+are decoded greedily (Section 3.1), from a prompt without a task token.
 
     python eval.py                                              three metrics taken apart
     python eval.py runs/woz+sql+cnn-lamol-word-g0.2-s0          a run's table
@@ -31,8 +30,7 @@ def exact_match(predictions: list[str], examples: list[Example]) -> dict[str, fl
 
 
 def percent(values) -> float:
-    """The mean of numbers from 0 to 1, in percent; 0 of nothing."""
-    return 100 * sum(values) / max(1, len(values))
+    return 100 * sum(values) / max(1, len(values))  # 0 of nothing
 
 
 # ---------------------------------------------------------------------- WOZ: dialogue-state exact match (dsEM)
@@ -41,7 +39,7 @@ def percent(values) -> float:
 def parse_state(line: str) -> tuple[dict, list | None]:
     """`slot: value, slot: value; request, request` -> (informed slots, requests); ({}, None) for none or no parse."""
     parts = line.strip().split(";")
-    if line.lower() == "none" or line.strip() in ("", ";") or len(parts) != 2:
+    if line.strip() == ";" or len(parts) != 2:
         return {}, None
     items = [item.split(":") for item in parts[0].split(",")]
     informed = {item[0].strip(): item[1].strip() for item in items if len(item) == 2}
@@ -158,7 +156,7 @@ def parse_conditions(text: str, columns: list[tuple[str, int]], header: list[str
 def logical_form_scores(predictions: list[str], examples: list[Example]) -> dict[str, float]:
     """lfEM: does a prediction, lower-cased, read as the gold logical form? Conditions must be in its order.
 
-    An example's meta has `sql`, {sel, agg, conds: [[column, operator, value]]}, and the `header` that it points into."""
+    An example's meta has `sql`, {sel, agg, conds: [[column, operator, value]]}, and the `header` it points into."""
     matches = []
     for prediction, example in zip(predictions, examples, strict=True):
         sql, header = example.meta["sql"], example.meta["header"]
@@ -175,14 +173,12 @@ def check_sql(meta: dict) -> None:
     header, sql = meta["header"], meta["sql"]
     if not isinstance(header, list) or not all(isinstance(name, str) for name in header):
         raise ValueError("'header' must be a list of texts")
-    columns, operators = [sql["sel"]], []
+    indices = [("column", sql["sel"], len(header)), ("agg", sql["agg"], len(AGGREGATES))]
     for column, operator, _ in sql["conds"]:
-        columns.append(column)
-        operators.append(operator)
-    for what, numbers, n in (("column", columns, len(header)), ("operator", operators, 4), ("agg", [sql["agg"]], 6)):
-        for number in numbers:
-            if type(number) is not int or not 0 <= number < n:
-                raise ValueError(f"{what} {number!r} is no index from 0 to {n - 1}")
+        indices += [("column", column, len(header)), ("operator", operator, 4)]  # WikiSQL lists a fourth one, OP
+    for what, i, n in indices:
+        if type(i) is not int or not 0 <= i < n:
+            raise ValueError(f"{what} {i!r} is no index from 0 to {n - 1}")
 
 
 # ---------------------------------------------------------------------- summaries and sentences: ROUGE
@@ -207,7 +203,7 @@ def rouge_scores(predictions: list[str], examples: list[Example]) -> dict[str, f
     for prediction, example in zip(map(sentences, predictions), examples, strict=True):
         references = [sentences(text) for text in example.meta.get("references", [example.answer])]
         scores = [scorer.score(reference, prediction) for reference in references]
-        for kind in totals:
+        for kind in totals:  # the pooled F
             weights = [grams(prediction)[kind] + grams(reference)[kind] for reference in references]
             pooled = sum(w * s[kind].fmeasure for w, s in zip(weights, scores))
             totals[kind] += pooled / sum(weights) if sum(weights) else 0.0
@@ -279,20 +275,19 @@ def summarise(method: str, order: list[str], rows: list[dict]) -> dict:
     for row in rows:  # the last epoch of a stage stands
         R.setdefault(row["stage"], {})[row["task"]] = row["score"]
     n = max(R)
-    last = final_scores(method, order, R)
 
     def r(i, j):  # R[i][j], tasks counted from 1
         return R[i][order[j - 1]]
 
-    def best(j):  # stages of a run before it was continued were not scored on the tasks that came then
-        return max(R[i][order[j - 1]] for i in range(n) if order[j - 1] in R[i])
+    def best(j):  # before a run was continued, its stages were not scored on the new tasks
+        return max(r(i, j) for i in range(n) if order[j - 1] in R[i])
 
     earlier = () if method in ("single", "multitask") else range(1, n)  # these have no earlier tasks
     return {
         "order": order,
         "method": method,
         "scores": R,
-        "average": mean([last[task] for task in order]),
+        "average": mean([final_scores(method, order, R)[task] for task in order]),
         "backward_transfer": mean([r(n, j) - r(j, j) for j in earlier]),
         "forgetting": mean([best(j) - r(n, j) for j in earlier]),
         "forward_transfer": mean([r(j, j + 1) - r(0, j + 1) for j in earlier]),

@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import Row, collate
+from data import IGNORE, Row, collate
 from lab.fast.chunked import Logits, Term, chunked_loss
 
 
@@ -54,17 +54,14 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
     In the authors' code `added` is the rule of Word-KD and Seq-KD_soft, `joint` that of all else. A hard target that is
     ANS, which only LM rows have, counts `ans_weight` times, in the sum and in its divisor. An empty part adds nothing.
     """
-    weights = []
-    for group in batch:
-        ans = (group.labels == ans_id) & ~group.soft
-        weights.append(torch.where(ans, ans_weight, 1.0))
-    # tokens with the same divisor have the same key: QA 0 (replay apart: 1), LM 2 (replay apart: 3)
-    keys = [2 * group.lm + (group.replay if rule == "added" else 0) for group in batch]
-    for key in range(4):
-        total = sum((w * (k == key)).sum() for w, k in zip(weights, keys))
-        scale = (lm_lambda if key >= 2 else 1.0) / total.clamp(min=1e-9)
-        weights = [torch.where(k == key, w * scale, w) for w, k in zip(weights, keys)]
-    return weights
+    weights = [torch.where((group.labels == ans_id) & ~group.soft, ans_weight, 1.0) for group in batch]
+    divided = [[group.lm == lm for group in batch] for lm in (False, True)]  # masks of the tokens with one divisor
+    if rule == "added":
+        divided = [[m & (g.replay == replay) for m, g in zip(ms, batch)] for ms in divided for replay in (False, True)]
+    for masks in divided:
+        total = sum(w[mask].sum() for w, mask in zip(weights, masks)).clamp(min=1e-9)
+        weights = [torch.where(mask, w / total, w) for w, mask in zip(weights, masks)]
+    return [torch.where(group.lm, lm_lambda * w, w) for group, w in zip(batch, weights)]
 
 
 # ---------------------------------------------------------------------- the teacher
@@ -83,11 +80,11 @@ class Teacher:
     @torch.no_grad()
     def states(self, rows: list[Row]) -> torch.Tensor:
         """Its hidden states (S, C) at the supervised positions of rows, one row after another."""
-        unknown, states = [row for row in rows if row.key not in self.known], self.known
-        if unknown:
+        states = self.known
+        if unknown := [row for row in rows if row.key not in states]:
             group = collate(unknown).to(self.model.device)
             hidden = self.model.hidden(group.ids, group.packing.position, group.packing.attend)[0, group.supervised]
-            sizes = [sum(label >= 0 for label in row.labels) for row in unknown]
+            sizes = [sum(label != IGNORE for label in row.labels) for row in unknown]
             found = dict(zip([row.key for row in unknown], hidden.to(self.model.wte.weight.dtype).split(sizes)))
             self.remember(found)
             states = self.known | found
@@ -99,7 +96,7 @@ class Teacher:
                 self.known[key], self.budget = state.clone(), self.budget - state.nbytes
 
     def logits(self, group) -> Logits:
-        """Its logits at the soft tokens of a group. It sees the current rows only."""
+        """Its logits at the soft tokens of a group, which must be of current rows: it sees no others."""
         states = self.states([row for row in group.rows if not row.replay])
         return Logits(states[group.soft[~group.replay]], self.model.head())
 

@@ -168,7 +168,7 @@ def test_a_new_task_takes_the_next_free_slot(tok):
 # ---------------------------------------------------------------------- batches
 
 
-@pytest.mark.parametrize("layout", [None, Layout(rows=2), Layout(rows=3, parts=2)], ids=["one", "groups", "parts"])
+@pytest.mark.parametrize("layout", [None, Layout(rows=2), Layout(rows=3, processes=2)], ids=["one", "groups", "parts"])
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("lm", [False, True], ids=["qa", "both"])
 def test_a_batch_holds_the_rows_of_each_sample_however_it_is_laid_out(tok, lm, soft, layout):
@@ -176,7 +176,7 @@ def test_a_batch_holds_the_rows_of_each_sample_however_it_is_laid_out(tok, lm, s
     samples, indices, n_current = samples_of(7, tok), [6, 0, 3, 2, 4], 4
     found = []
     for group in make_batch(samples, indices, n_current, lm, soft, layout):
-        assert 0 <= group.part < (layout.parts if layout else 1)
+        assert 0 <= group.process < (layout.processes if layout else 1)
         assert layout is None or len(group.rows) <= layout.rows
         starts = (group.packing.position == 0).nonzero()[:, 0].tolist()
         labels = torch.full_like(group.ids[0], IGNORE).index_copy(0, group.supervised, group.labels).tolist()

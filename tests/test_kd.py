@@ -177,7 +177,7 @@ def test_ans_counts_five_times_as_a_hard_target_and_once_as_a_soft_one(tok):
 @pytest.mark.parametrize("rule", RULES)
 def test_how_a_batch_is_laid_out_changes_no_weight(tok, rule):
     found = []
-    for layout in (Layout(), Layout(rows=1), Layout(rows=3, parts=2)):
+    for layout in (Layout(), Layout(rows=1), Layout(rows=3, processes=2)):
         batch = batch_of(tok, 4, 3, soft=True, layout=layout)
         of_row = {}
         for group, w in zip(batch, kd.token_weights(batch, rule, tok.ans_id)):

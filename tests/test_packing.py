@@ -119,8 +119,8 @@ def test_every_row_is_in_one_group_which_keeps_within_its_bounds(lengths, most_r
 def test_without_need_a_batch_is_one_group_of_each_process():
     lengths = [60, 12, 40, 33]
     assert Layout().groups(lengths) == [(0, [0, 2, 3, 1])]
-    assert Layout(parts=2).groups(lengths) == [(0, [0, 3]), (1, [2, 1])]
-    assert Layout(parts=6).groups([5, 6]) == [(0, [1]), (1, [0])]  # some have nothing to do
+    assert Layout(processes=2).groups(lengths) == [(0, [0, 3]), (1, [2, 1])]
+    assert Layout(processes=6).groups([5, 6]) == [(0, [1]), (1, [0])]  # some have nothing to do
     assert Layout(rows=1).groups([5, 6]) == [(0, [1]), (0, [0])]
 
 

@@ -76,7 +76,7 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 def loss_and_gradient(logits, term: Term, part: slice):
-    """The weighted losses (m,) of one chunk of a term, and their gradient in its logits (m, V), in the logits' dtype."""
+    """The weighted losses (m,) of one chunk of a term, and their gradient in its logits (m, V)."""
     with torch.enable_grad():
         losses = term.loss(at_least_float32(logits.requires_grad_()), *(target[part] for target in term.targets))
         weighted = term.weights[part] * losses

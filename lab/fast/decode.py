@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from lab.fast.packing import Packing, causal
+from lab.fast.packing import Packing, padded_causal
 
 CACHE_BYTES, MAX_ROWS = 2**31, 256  # what the keys and values of one chunk of prompts may take; its most rows
 PREFILL_TOKENS = 1024  # prompt tokens that go through the model at once
@@ -55,7 +55,7 @@ class KVCache:
                 R, _, T, _ = k_block.shape
                 self.kv[0, layer, row : row + R, :, :T] = k_block
                 self.kv[1, layer, row : row + R, :, :T] = v_block
-                out.append(packing.unpad(causal(q_block, k_block, v_block, dropout), place))
+                out.append(packing.unpad(padded_causal(q_block, k_block, v_block, dropout), place))
                 row += R
             return torch.cat(out).transpose(0, 1)[None]
 
@@ -74,7 +74,7 @@ class KVCache:
 
 def chunks_of(model, prompts, limits, beams: int = 1) -> list[list[int]]:
     """The prompts' numbers in chunks: the longest first, and as many as keep rows · columns of the cache within the
-    budget, with `beams` rows a prompt. Raises ValueError for an empty prompt, or one without room for its new tokens."""
+    budget, with `beams` rows a prompt. Raises ValueError for an empty prompt, or one without room for new tokens."""
     for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
         if not prompt or len(prompt) + max(limit, 1) - 1 > model.config.n_positions:
             wanted = f"1 token or more, and at most {model.config.n_positions} with the new ones"
@@ -96,11 +96,11 @@ def chunks_of(model, prompts, limits, beams: int = 1) -> list[list[int]]:
 def in_chunks(model, prompts, limits, beams, decode_chunk: Callable) -> list[list[int]]:
     """Decode each chunk of prompts, in evaluation mode. With several processes each takes whole chunks in turn."""
     processes = dist.get_world_size() if dist.is_initialized() else 1
-    mine = dist.get_rank() if dist.is_initialized() else 0
+    process = dist.get_rank() if dist.is_initialized() else 0
     was_training = model.training
     model.eval()
     out = [[] for _ in prompts]
-    for chunk in chunks_of(model, prompts, limits, beams)[mine::processes]:
+    for chunk in chunks_of(model, prompts, limits, beams)[process::processes]:
         for i, new in zip(chunk, decode_chunk(chunk)):
             out[i] = new
     model.train(was_training)

@@ -59,7 +59,7 @@ class Packing:
     @torch.compiler.disable  # the number of blocks changes from group to group
     def attend(self, q, k, v, layer: int, dropout: float):
         """Causal attention within each row: q, k, v (1, H, N, C/H) -> (1, H, N, C/H)."""
-        out = [self.unpad(causal(q, k, v, dropout), place) for q, k, v, place in self.padded_blocks(q, k, v)]
+        out = [self.unpad(padded_causal(q, k, v, dropout), place) for q, k, v, place in self.padded_blocks(q, k, v)]
         return torch.cat(out).transpose(0, 1)[None]
 
     def padded_blocks(self, q, k, v):
@@ -79,7 +79,7 @@ class Packing:
         return y.transpose(1, 2).flatten(0, 1).index_select(0, place)
 
 
-def causal(q, k, v, dropout: float):
+def padded_causal(q, k, v, dropout: float):
     """Causal attention of padded rows. Padding stands on the right, where no token looks."""
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
@@ -91,22 +91,22 @@ class Layout:
 
     device: str = "cpu"  # its type: cpu, cuda, ...
     rows: int = 0  # the most rows of a group; 0: no limit
-    parts: int = 1  # processes that share the batch
+    processes: int = 1  # that share the batch
 
     def groups(self, lengths: list[int]) -> list[tuple[int, list[int]]]:
         """The groups of rows of these lengths: for each, which process takes it, and its rows' numbers, the longest
         first. Rows are dealt out to the processes in turn."""
         order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
         scores, groups = GROUP_SCORES.get(self.device, GROUP_SCORES["cpu"]), []
-        for part in range(self.parts):
+        for process in range(self.processes):
             group, tokens = [], 0
-            for i in order[part :: self.parts]:
+            for i in order[process :: self.processes]:
                 full = len(group) == (self.rows or len(order)) or tokens + lengths[i] > GROUP_TOKENS
                 if group and (full or (len(group) + 1) * lengths[group[0]] ** 2 > scores):
-                    groups.append((part, group))
+                    groups.append((process, group))
                     group, tokens = [], 0
                 group.append(i)
                 tokens += lengths[i]
             if group:
-                groups.append((part, group))
+                groups.append((process, group))
         return groups

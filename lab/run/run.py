@@ -151,7 +151,7 @@ class Run:
     def own_groups(self, batch, weights):
         """Yield this process's groups of a batch and their weights, on the device."""
         for group, w in zip(batch, weights):
-            if group.part == ranks.rank():
+            if group.process == ranks.rank():
                 yield group.to(self.device), move(w, self.device)
 
     def sum_gradients(self, model) -> None:
