@@ -13,12 +13,16 @@ from conftest import SHARED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import METRICS, DataError, Example, Task, load_task
-from eval import load_model, read_run, score
-from lab import faults, paper
-from lab.fuzz import CLEAR, fuzz, readers
-from lab.rundir import RunError, last_checkpoint, read_scores, write_json, write_jsonl
-from model import GPT, GPTConfig, ModelFileError
+from data import Example, Task
+from eval import METRICS, score
+from lab.check import faults
+from lab.check.fuzz import fuzz
+from lab.check.readers import Reader, readers, tiny
+from lab.errors import DataError, ModelFileError
+from lab.files import write_json, write_jsonl
+from lab.run.pretrained import load_student, save_gpt
+from lab.run.rundir import read_run
+from lab.tasks import load_task
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
@@ -53,7 +57,7 @@ def test_mutated_files_are_read_or_refused(tmp_path, monkeypatch):
 
 def test_the_fuzzer_notices_a_crash_a_hang_and_a_second_line(tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path_factory.mktemp("crashes"))
-    monkeypatch.setattr("lab.fuzz.SECONDS", 0.2)
+    monkeypatch.setattr("lab.check.fuzz.SECONDS", 0.2)
 
     def broken(at):
         raise {0: KeyError("x"), 1: DataError("two\nlines")}[next(kinds)] if at else None
@@ -65,9 +69,9 @@ def test_the_fuzzer_notices_a_crash_a_hang_and_a_second_line(tmp_path, tmp_path_
     for read, bad in ((broken, 2), (endless, 2)):
         kinds = iter((0, 1))
         shutil.rmtree(tmp_path / "made", ignore_errors=True)
-        reader = type("R", (), {"name": "r", "mutated": lambda self, r: {"f": b""}, "read": staticmethod(read)})()
-        monkeypatch.setattr("lab.fuzz.readers", lambda *_, reader=reader: [reader])
-        monkeypatch.setattr("lab.fuzz.score_any", lambda r: None)
+        reader = Reader("r", {"f": b"x"}, read)
+        monkeypatch.setattr("lab.check.fuzz.readers", lambda *_, reader=reader: [reader])
+        monkeypatch.setattr("lab.check.fuzz.score_any", lambda r: None)
         assert fuzz(3, tmp_path, tmp_path, random.Random(0))["bad"] == bad
 
 
@@ -75,16 +79,16 @@ def test_the_fuzzer_notices_a_crash_a_hang_and_a_second_line(tmp_path, tmp_path_
 @given(st.lists(TEXT, min_size=2, max_size=2))
 def test_a_prediction_can_be_any_string(texts):
     examples = [Example("c", "q", gold, str(i), GOLD) for i, gold in enumerate(("a b. c", "food: thai; area"))]
-    for metric in dict.fromkeys(METRICS.values()):
-        found = score(Task("any", metric, examples, examples), texts, multi_reference=True)
+    for metric in METRICS:
+        found = score(Task("any", metric, examples, examples), texts)
         assert all(0 <= value <= 100.001 for value in found.values())
 
 
 @pytest.mark.parametrize("text", ["select a from table where " + "a = b and " * 10_000, "a." * 50_000, "=" * 100_000])
 def test_a_prediction_of_100000_characters_is_scored(text):
     example = Example("c", "q", "food: thai; area", "0", GOLD)
-    for metric in dict.fromkeys(METRICS.values()):
-        assert score(Task("any", metric, [example], [example]), [text])["score"] == 0.0
+    for metric in METRICS:
+        assert score(Task("any", metric, [example], [example]), [text])["score"] < 0.01
 
 
 @MANY
@@ -106,12 +110,11 @@ def test_a_task_of_ones_own_may_hold_any_json(row, meta, task):
 @given(st.sampled_from(KEYS), JSON)
 def test_a_models_config_may_hold_any_json(key, value):
     with tempfile.TemporaryDirectory() as folder:
-        model = GPT(GPTConfig(vocab_size=1048, n_positions=8, n_embd=8, n_layer=1, n_head=2))
-        model.save_pretrained(folder, tokenizer="nano", task_slots={"a": 1010})
+        save_gpt(tiny(), folder, tokenizer="nano", task_slots={"a": 1010})
         config = json.loads(Path(folder, "config.json").read_text())
         Path(folder, "config.json").write_text(json.dumps(config | {key: value}))
         try:
-            load_model(folder)
+            load_student(folder)
         except (ModelFileError, DataError) as e:
             assert len(str(e).splitlines()) == 1
 
@@ -127,35 +130,9 @@ def test_a_summary_that_is_nested_too_deep_is_refused(tmp_path):
 
 @pytest.mark.parametrize("wrong", SLOTS)
 def test_a_models_slots_and_lengths_are_checked(tmp_path, wrong):
-    model = GPT(GPTConfig(vocab_size=1048, n_positions=8, n_embd=8, n_layer=1, n_head=2))
-    model.save_pretrained(tmp_path, **{"tokenizer": "nano", "task_slots": {"a": 1010}} | wrong)
+    save_gpt(tiny(), tmp_path, **{"tokenizer": "nano", "task_slots": {"a": 1010}} | wrong)
     with pytest.raises(ModelFileError, match=r"config\.json: "):
-        load_model(str(tmp_path))
-
-
-def test_a_table_of_runs_leaves_out_costs_that_are_no_numbers_and_refuses_such_scores(tmp_path):
-    key = paper.keys_of("figure3", [0])[0]
-    scores = {"woz": 1.0, "sql": 1.0, "cnn": 1.0}
-    summary = {"order": list(scores), "method": "lamol", "scores": {"0": scores, "3": scores}, "average": 1.0}
-    summary |= dict.fromkeys(("backward_transfer", "forward_transfer", "forgetting"))
-    costs = {"parameters": 1, "wall_time_s": "long", "teacher_time_s": 1.0, "teacher_time_here_s": 1.0}
-    write_json(tmp_path / "summary.json", summary | costs)
-    assert paper.costs({key: tmp_path}, 1) == []
-    write_json(tmp_path / "summary.json", summary | {"average": None})
-    with pytest.raises(DataError, match="not a run's summary"):
-        paper.cells_of("table2", {key: tmp_path}, [0])
-
-
-def test_a_figure_of_a_run_without_a_task_is_drawn_and_scores_must_be_scores(tmp_path):
-    key = paper.keys_of("figure3", [0])[0]
-    line = {"stage": 1, "epoch": 1, "task": "woz", "score": 5.0}
-    write_jsonl(tmp_path / "scores.jsonl", [line])
-    paper.draw("figure3", {key: tmp_path}, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 1000
-    for wrong in ({"score": 1e308}, {"epoch": 2**63}, {"stage": -1}, {"score": float("nan")}, {"task": None}):
-        write_jsonl(tmp_path / "scores.jsonl", [line | wrong])
-        with pytest.raises(RunError, match=r"scores\.jsonl"):
-            read_scores(tmp_path)
+        load_student(tmp_path)
 
 
 # ---------------------------------------------------------------------- a run that is really killed
@@ -167,8 +144,3 @@ def test_a_process_that_is_killed_and_resumed_ends_identical(tmp_path):
     count = faults.kill(lab, 1, random.Random(3))
     assert count["hits"] == 1 and count["bad"] == 0
     assert faults.twice(lab, random.Random(0)) == {"tries": 2, "refused": 2, "identical": 1, "bad": 0}
-
-
-def test_clear_errors_are_those_of_the_command_line():
-    assert CLEAR == (DataError, ModelFileError, RunError)
-    assert last_checkpoint(Path("no-such-run"), based=True) == (None, None)

@@ -1,8 +1,8 @@
 """Faults on purpose: what becomes of runs that are killed, stopped, damaged, out of disk, begun twice, or fed garbage.
 
-    python -m lab.faults                          all of them, the long way: about an hour on two cores
-    python -m lab.faults kill --rounds 3          25 random kills of each KD variant by default
-    python -m lab.faults fuzz --data-dir DIR      20,000 mutations of the real files below DIR, of models and of runs
+    python -m lab.check.faults                        all of them, the long way: about an hour on two cores
+    python -m lab.check.faults kill --rounds 3        25 random kills of each KD variant by default
+    python -m lab.check.faults fuzz --data-dir DIR    20,000 mutations of the real files below DIR, of models, of runs
 
 A run counts as survived when it ends after as many tries with --resume as it was cut off, and as identical when its
 weights, scores, predictions, pseudo-data and teachers' answers are those of the unbroken run, byte for byte.
@@ -23,13 +23,14 @@ from pathlib import Path
 
 import torch
 
-from lab.fuzz import fuzz
-from lab.rundir import checkpoints, read_jsonl, write_json
+from lab.check.fuzz import fuzz
+from lab.files import read_jsonl, write_json
+from lab.run.checkpoint import checkpoints
 
 PARTS = ("kill", "stop", "damage", "disk", "twice", "fuzz")
 VARIANTS = {kd: ["--kd", kd] for kd in ("none", "word", "seq", "seqsoft")}
 SMALL = ["--order", "toy.woz,toy.ag", "--limit", "40", "--epochs", "3", "--gamma", "0.5", "--device", "cpu"]
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 

@@ -1,0 +1,211 @@
+"""Speed and memory, side by side: this project, the usual way of writing L2KD, and an earlier version of the project.
+
+    python -m lab.check.bench                       all parts; well over an hour on two cores
+    python -m lab.check.bench step generate         some of them
+    python -m lab.check.bench step --against DIR    beside another checkout of the project, e.g. the last release
+    python -m lab.check.bench --quick               all of them on a small model, in minutes: do they run?
+    python -m lab.check.bench --device cuda         the same on a GPU
+
+Every side does the same work on the same rows, by turns, each measurement in a child process of its own. Weights are
+random, except where a model must stop by itself: speed does not depend on them.
+
+Parts   step      an update of 124M on WOZ turns, batch 32: LAMOL (NLL) and Word-KD
+        long      Word-KD on rows of 1,024 tokens, batch 2 (with 4 the usual way needs over 23 GB)
+        generate  124M, 64 rows: greedy answers to WOZ prompts, pseudo-data; rows end where the real ones do
+        nano      pseudo-data from a nano model that has learned to stop
+        method    whole runs on nano: the default one, and each method
+        growth    stages of eight equal tasks; updates at growing row lengths and vocabularies
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from lab.check.bench_cases import PARTS, ROOT, cases_of
+from lab.check.bench_sides import measure
+from lab.errors import LabError, RunError
+from lab.files import write_json
+from lab.run.device import choose_device
+from lab.tasks import load_task
+
+# ---------------------------------------------------------------------- children
+
+
+def in_child(case: dict, side: str, device: str, against: str) -> dict:
+    """One measurement of a side in a process of its own. Raises RunError with what it printed if it fails.
+
+    "before" is "ours" in the checkout `against`, by the benchmark that it has."""
+    root, module = ROOT, "lab.check.bench"
+    if side == "before":
+        root, side = Path(against), "ours"
+        module = module if (root / "lab" / "check" / "bench.py").is_file() else "lab.bench"
+    with tempfile.TemporaryDirectory() as runs:
+        text = json.dumps(case | {"side": side}).replace("RUNS", runs)
+        command = [sys.executable, "-m", module, "--device", device, "--case", text]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    if done.returncode:
+        printed = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        why = printed[-1] if printed else f"exit code {done.returncode}"
+        raise RunError(f"{case['name']}, {side} in {root}: {why}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(case: dict, rounds: int, device: str, against: str) -> dict:
+    """All sides of a case by turns -> the median of each number, and of the ratios ours / other of each round."""
+    sides = [side for side in case["sides"] if side != "before" or against]
+    if against and "before" in sides:
+        sides = ["before", "ours"]  # the usual way has not changed
+    found = {side: [] for side in sides}
+    for i in range(rounds):
+        for side in sides:
+            found[side].append(in_child(case | {"seed": i}, side, device, against))
+    result = {"name": case["name"], "dtype": case["dtype"], "rounds": rounds}
+    for side, values in found.items():
+        result[side] = {key: median(v[key] for v in values) for key in values[0] if key != "stages"}
+        result[side] |= {"stages": values[-1]["stages"]} if "stages" in values[0] else {}
+    for other in set(sides) - {"ours"}:
+        result[f"ratio to {other}"] = ratios(case, list(zip(found["ours"], found[other])))
+    return result
+
+
+def ratios(case: dict, pairs: list[tuple[dict, dict]]) -> dict:
+    """Ours / other, the median of the rounds; `spread` is that of the speed, the higher the faster."""
+    if case.get("stop") == -1 and any(a["tokens"] != b["tokens"] for a, b in pairs):
+        raise RunError(f"{case['name']}: the two sides did not generate as many tokens")
+    speeds = [b["seconds"] / a["seconds"] if "seconds" in a else a["rate"] / b["rate"] for a, b in pairs]
+    memory = {key: median(a[key] / b[key] for a, b in pairs) for key in ("above", "peak") if key in pairs[0][0]}
+    return {"rate": median(speeds), "spread": [min(speeds), max(speeds)]} | memory
+
+
+# ---------------------------------------------------------------------- the table
+
+HEADER = (
+    f"{'':<40} {'ours':>8} {'other':>8} {'speed':>6} {'':13}{'above':>6} {'in all':>7}  "
+    f"{'above':>6} {'in all':>6}{'of peak':>8}\n"
+    f"{'':<40} {'/s':>8} {'/s':>8} {'ratio':>6} {'':13}{'ratio':>6} {'ratio':>7}  {'GB':>6} {'GB':>6}{'ours':>8}"
+)
+
+
+def line_of(result: dict, peaks: dict) -> str:
+    """One line of the table. other: the usual way, or with --against the earlier version."""
+    ours, head = result["ours"], f"{result['name']:<30} {result['dtype']:<9}"
+    other = next((side for side in ("before", "usual") if side in result), "")
+    if "stages" in ours:
+        return f"{head} " + "; ".join(stages_of(ours))
+    if "seconds" in ours:
+        text = f"{head} {ours['seconds']:8.1f} s"
+        if other:
+            ratio = result[f"ratio to {other}"]
+            text += f", {other} {result[other]['seconds']:.1f} s, speed {ratio['rate']:.2f}"
+        return text
+    text = f"{head} {ours['rate']:8.1f} "
+    if other:
+        ratio = result[f"ratio to {other}"]
+        low, high = ratio["spread"]
+        text += f"{result[other]['rate']:8.1f} {ratio['rate']:6.2f} ({low:.2f}-{high:.2f}) "
+        text += f"{ratio['above']:6.2f} {ratio['peak']:7.2f}  "
+    else:
+        text += " " * 47
+    text += f"{ours['above'] / 1e9:6.2f} {ours['peak'] / 1e9:6.2f}"
+    if "flops" in ours and result["dtype"] in peaks:
+        text += f"{ours['flops'] / peaks[result['dtype']]:8.0%}"
+    return text
+
+
+def stages_of(ours: dict) -> list[str]:
+    """Growth: what some of the stages took."""
+    stages = sorted((int(m), s) for m, s in ours["stages"].items())
+    return [
+        f"after {m - 1}: sampling {s['sampling']:.1f} s, learning {s['learning']:.1f} s, {s['peak'] / 1e9:.2f} GB"
+        for m, s in stages
+        if m in (2, 4, 8)
+    ]
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def main(argv=None) -> int:
+    """The command line: exit code 0, 1 when a measurement failed, 2 for bad usage."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; default all")
+    parser.add_argument("--quick", action="store_true", help="small models, one round: do all parts run?")
+    parser.add_argument("--against", default="", metavar="DIR", help="another checkout, in place of the usual way")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each side, by turns (default 3)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--data-dir", default="~/.cache/l2kd/raw", help="where WOZ is, as for train.py")
+    parser.add_argument("--cache-dir", default="~/.cache/l2kd", help="prepared data, as for train.py")
+    parser.add_argument("--json", help="a file for the measurements")
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # a child's measurement
+    a = parser.parse_args(argv)
+    if wrong := next((part for part in a.parts if part not in PARTS), None):
+        parser.error(f"part {wrong!r}: {', '.join(PARTS)}")
+    if a.rounds < 1:
+        parser.error(f"--rounds {a.rounds}: must be 1 or more")
+    if a.against and not (Path(a.against) / "train.py").is_file():
+        parser.error(f"--against {a.against}: no checkout of this project")
+    try:
+        device = choose_device(a.device)[0]
+        if device.type not in ("cpu", "cuda") or device.index:
+            raise RunError(f"--device {a.device}: measured are cpu and cuda")
+        if a.case:
+            print(json.dumps(measure(json.loads(a.case), device)))
+            return 0
+        bench(a, device)
+        return 0
+    except (LabError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+
+
+def bench(a, device) -> None:
+    """Measure the parts that were asked for, print the table as it grows, write the JSON."""
+    where = {key: str(Path(getattr(a, key)).expanduser().absolute()) for key in ("data_dir", "cache_dir")}
+    load_task("woz", **where, limit=1)  # if it is missing, say so before anything is measured
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    print(f"{date.today()}, {name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    plain = {"what": "peak", "name": "matrix product"}
+    peaks = {
+        dtype: in_child(plain | {"dtype": dtype}, "ours", str(device), "")["flops"] for dtype in ("float32", "bfloat16")
+    }
+    print("matrix product: " + ", ".join(f"{dtype} {x / 1e12:.2f} TFLOP/s" for dtype, x in peaks.items()))
+    print(HEADER)
+    head = {"date": str(date.today()), "machine": name, "torch": torch.__version__, "peak": peaks}
+    head |= {"threads": torch.get_num_threads()}
+    results = []
+    for part in a.parts or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            with contextlib.redirect_stdout(io.StringIO()):
+                cases = cases_of(part, a.quick, folder, where, str(device))
+            for case in cases:
+                if a.against and "before" not in case["sides"]:
+                    continue
+                rounds = 1 if a.quick or case["what"] == "growth" else a.rounds
+                results.append(compare(case, rounds, str(device), a.against) | {"part": part})
+                print(line_of(results[-1], peaks), flush=True)
+                if a.json:
+                    write_json(Path(a.json), head | {"results": results})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
