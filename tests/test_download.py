@@ -286,6 +286,7 @@ def test_without_a_known_checksum_the_one_that_was_seen_is_printed(amazon, tmp_p
         (PAGE, "not a whole archive"),
         (b"", "an empty file came"),
     ],
+    ids=range(10),  # the bodies hold the time: as names they would differ between processes
 )
 def test_without_a_known_checksum_what_is_not_the_archive_is_refused(amazon, tmp_path, body, says):
     with pytest.raises(DataError, match=rf"amazon: can't download .*{says}.*no checksum of it is known"):
