@@ -66,7 +66,7 @@ def read_json(path: Path, kind=object):
     try:
         if path.exists() and not path.is_file():  # reading a pipe would block
             raise ValueError("not a regular file")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have put a mark at its beginning
         if not isinstance(value, kind):
             raise ValueError(f"a {kind.__name__} is expected")
         return value

@@ -24,6 +24,7 @@ PAPER_DEFAULTS = {"lr": 6.25e-5, "batch_size": 0, "epochs": 9, "adam_epsilon": 1
 MODEL_DEFAULTS = {"nano": {"lr": 1e-3, "batch_size": 8, "epochs": 9, "adam_epsilon": 1e-8, "eval_every_epoch": True}}
 # What a config.json says besides the options, and may change at --resume, too: the rest must be the same.
 MACHINE = ("resolved_device", "resolved_dtype", "python", "torch", "threads", "ranks")
+FOLLOWS = ("ceiling",)  # what follows from the rest, and an older version did not write
 
 # ---------------------------------------------------------------------- when an option has no effect
 
@@ -259,6 +260,7 @@ def differences(path: Path, config: dict) -> tuple[list[str], list[str]]:
     are not, and those that change rounding or dropout masks. Raises RunError if the file is no such config.json."""
     before, now = (x | asdict(effective(options_of(x, path))) for x in (read_json(path, dict), config))
     kinds = {f.name: f.metadata["kind"] for f in fields(Options)} | dict.fromkeys(MACHINE, "rounding")
+    kinds |= dict.fromkeys(FOLLOWS, "local")
     changed = [key for key in now if before.get(key) != now[key]]
     must = [key for key in changed if kinds.get(key, "result") == "result"]
     return must, [key for key in changed if kinds.get(key) == "rounding"]

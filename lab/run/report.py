@@ -4,6 +4,7 @@ import textwrap
 
 from lab.files import read_jsonl
 from lab.run.options import flag, model_reason, without_effect
+from lab.tasks.ceiling import ceiling_line
 
 
 def announce(run, why_device: str) -> None:
@@ -13,6 +14,9 @@ def announce(run, why_device: str) -> None:
     size = f"{millions(run.pretrained)} parameters, rows of at most {run.max_len} tokens"
     print(f"run      {run.dir}")
     print(f"tasks    {sizes}, train / test examples")
+    for task in run.tasks:
+        if line := ceiling_line(task, run.ceiling[task.name]):
+            print(f"ceiling  {task.name}: {line}")
     print(f"model    {args.model} ({model_reason(args)}): {size}")
     if run.teacher_start is not run.pretrained:
         print(f"teachers {args.teacher_model}: {millions(run.teacher_start)} parameters")

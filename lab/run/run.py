@@ -240,6 +240,7 @@ class Run:
         """Scores and measures, the model's size, and what the run and its teachers took."""
         summary = summarise(self.args.method, list(self.slots), read_scores(self.dir))
         model = self.teacher_start if self.args.method == "single" else self.pretrained
+        summary["ceiling"] = self.ceiling
         summary["parameters"] = sum(p.numel() for p in model.parameters())
         summary["wall_time_s"] = round(time.time() - self.began, 1)
         if None not in self.teacher_times.values():  # a damaged teacher does not say

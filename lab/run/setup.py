@@ -18,6 +18,7 @@ from lab.run.pretrained import pretrained
 from lab.run.ranks import world_size
 from lab.run.teachers import hash_of_model
 from lab.tasks import TASKS, load_task
+from lab.tasks.ceiling import ceiling
 
 
 def load(run) -> str:
@@ -31,6 +32,7 @@ def load(run) -> str:
         load_task(entry, args.data_dir, args.cache_dir, args.limit, args.multi_reference)
         for entry in args.order.split(",")
     ]
+    run.ceiling = {task.name: round(ceiling(task, args.cache_dir), 4) for task in run.tasks}
     run.slots = {task.name: run.tokenizer.add_task(task.name) for task in run.tasks}
     run.encoded = {task.name: encode_task(task, run.tokenizer, run.max_len) for task in run.tasks}
     run.budgets = {task.name: answer_budget(task, run.tokenizer, run.max_len) for task in run.tasks}
@@ -65,6 +67,7 @@ def config_of(run) -> dict:
     args = run.args
     config = asdict(args) | {"order": absolute(args.order), "tasks": list(run.slots), "slots": run.slots}
     config |= {"data": {task.name: hash_of_examples(task) for task in run.tasks}, "answer_budgets": run.budgets}
+    config |= {"ceiling": run.ceiling}
     config |= {"pretrained": run.hash_of_student}
     if run.teacher_start is not run.pretrained:
         config |= {"pretrained_teacher": run.hash_of_teacher}

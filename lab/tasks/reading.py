@@ -198,7 +198,9 @@ def read_task(folder: Path, metric: str) -> dict[str, list[dict]]:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a file in the interchange format; `id` is by default the line. Raises DataError."""
+    """The rows of a file in the interchange format; `id` is by default the line, and null means absent.
+
+    Raises DataError."""
     try:
         text = text_of(path)
     except OSError as e:
@@ -208,10 +210,12 @@ def read_rows(path: Path) -> list[dict]:
         try:
             if isinstance(row, Exception):
                 raise row
+            row = {key: value for key, value in row.items() if value is not None}
             row = {"id": str(row.get("id", n)), "meta": row.get("meta", {})} | {part: row.get(part) for part in PARTS}
             check_row(row)
             if not isinstance(row["meta"], dict):
                 raise ValueError("'meta' must be an object")
+            row["meta"] = {key: value for key, value in row["meta"].items() if value is not None}
         except ValueError as e:
             raise DataError(f"{path}, line {n}: {e}") from None
         rows.append(row)

@@ -11,8 +11,9 @@ from pathlib import Path
 from data import Example, Task
 from eval import METRICS
 from lab.errors import DataError
+from lab.tasks.ceiling import check_own_task
 from lab.tasks.prepare import prepare
-from lab.tasks.reading import read_task
+from lab.tasks.reading import jsonl_items, read_task, text_of
 from lab.tasks.table import TASKS
 
 
@@ -51,8 +52,12 @@ def load_task(entry: str, data_dir, cache_dir, limit: int = 0, multi_reference: 
         from lab.tasks.toy import SIZES, toy_rows  # here, so that `python -m lab.tasks.toy` does not import it twice
 
         rows = {split: toy_rows(name, split, n) for split, n in SIZES.items()}
+    elif name in TASKS:
+        rows = read_task(prepare(name, data_dir, cache_dir), metric)
     else:
-        rows = read_task(prepare(name, data_dir, cache_dir) if name in TASKS else Path(entry), metric)
+        rows = read_task(Path(entry), metric)
+        path = Path(entry) / "test.jsonl"
+        check_own_task(path, metric, rows["test"], lambda i: [n for n, _ in jsonl_items(text_of(path))][i])
     train = [Example(**row) for row in rows["train"][: limit or None]]
     test = [Example(**row) for row in rows["test"][: limit or None]]
     return Task(name, metric, train, one_a_meaning(test) if multi_reference else without_references(test))
@@ -77,7 +82,7 @@ def metric_of(path: Path) -> str:
     if not path.is_file():
         return "em"
     try:
-        metric = json.loads(path.read_text(encoding="utf-8"))["metric"]
+        metric = json.loads(path.read_text(encoding="utf-8-sig"))["metric"]
         if metric not in METRICS:
             raise ValueError(f"metric {metric!r} is not known")
         return metric
