@@ -1,9 +1,11 @@
 """Each file shows its work on a page, and its numbers are right. python -m pytest tests/test_pages.py"""
 
+import io
 import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import train
 from eval import summarise
 from lab.run.rundir import read_scores
+from lab.show import data, kd, model
 from lab.show.eval import main
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +50,10 @@ def test_kd_shows_that_kl_and_cross_entropy_share_a_gradient(page):
     for line in said.splitlines():  # a gradient in the logits sums to zero
         if line.startswith(("NLL of the", "Word-KD, temperature")):
             assert sum(map(float, line.split()[-4:])) == pytest.approx(0, abs=3e-3)
+    trained, plain = re.search(r"(\S+) by kd.group_loss, (\S+) from all logits", said).groups()
+    assert trained == plain and float(trained) > 1
+    difference, most = re.search(r"head's gradients differ by (\S+), of at most (\S+)", said).groups()
+    assert float(difference) < 1e-5 < 1e-2 < float(most)
 
 
 def test_model_shows_causality_the_cache_and_packing(page):
@@ -71,6 +78,18 @@ def test_lamol_generates_samples_and_says_why_others_are_rejected(page):
     assert said.count("    accepted  context and question") == min(3, accepted)
 
 
+@pytest.mark.parametrize(
+    "show", [data.show, kd.show, model.show, lambda: main([])], ids=["data", "kd", "model", "eval"]
+)
+def test_a_terminal_without_greek_and_a_notebook_show_the_page(show):
+    terminal, notebook = io.TextIOWrapper(io.BytesIO(), encoding="ascii"), io.StringIO()
+    for out in (terminal, notebook):
+        with redirect_stdout(out):
+            show()
+    terminal.flush()
+    assert len(terminal.buffer.getvalue().decode().splitlines()) == len(notebook.getvalue().splitlines()) >= 20
+
+
 # ---------------------------------------------------------------------- the command line of eval.py
 
 
@@ -89,6 +108,7 @@ def test_a_finished_runs_table_is_printed(tmp_path, capsys):
         (["--device", "cpu"], 2, "--device: only with --model and --task"),
         (["--model", "x", "--task", "nothing"], 2, "--task: unknown task 'nothing'"),
         (["nowhere"], 1, "no run directory"),
+        (["~/nowhere"], 1, str(Path("~/nowhere").expanduser())),
         (["--model", "nowhere", "--task", "toy.ag"], 1, "config.json is missing"),
         (["--model", str(ROOT / "lab" / "assets" / "nano"), "--task", "toy.ag"], 1, "no model of a run"),
     ],

@@ -12,9 +12,7 @@ def command_line(start, argv=None) -> int:
     """Parse the options and call start(args). Returns the exit code, in a notebook, too:
 
     0 finished, 1 bad data or a failed run, 2 bad usage, 130 and 143 interrupted by SIGINT and SIGTERM."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's has not
-            stream.reconfigure(errors="replace")  # not every terminal has a γ
+    replace_unprintable()
     with distributed():
         try:
             with interruption.caught():
@@ -31,3 +29,10 @@ def command_line(start, argv=None) -> int:
             if is_main_process():
                 print(f"interrupted{e}" if str(e) else "interrupted before the run began", file=sys.stderr)
             return interruption.code
+
+
+def replace_unprintable() -> None:
+    """Print `?` for what a terminal does not have, such as γ, in place of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not, and needs it not
+            stream.reconfigure(errors="replace")

@@ -3,11 +3,13 @@
 import torch
 
 from data import IGNORE, encode_example, make_batch, plan_epoch
+from lab.run.command import replace_unprintable
 from lab.run.pretrained import nano_tokenizer
 from lab.tasks import load_task
 
 
 def show() -> None:
+    replace_unprintable()
     tok, task = nano_tokenizer(), load_task("toy.woz", "", "")
     task_id, example = tok.task_id(task.name), task.train[1]
     sample = encode_example(example, task_id, tok, max_len=256)

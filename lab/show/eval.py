@@ -1,6 +1,7 @@
 """python eval.py: a run's table, the scores of a model on a task, or three metrics taken apart."""
 
 import argparse
+import os
 import sys
 from collections import Counter
 
@@ -9,14 +10,17 @@ from rouge_score.tokenizers import DefaultTokenizer
 from data import Example, answer_budget
 from eval import dialogue_state_scores, parse_sql, parse_state, predict, rouge_scores, score, summarise, table
 from lab.errors import LabError
+from lab.run.command import replace_unprintable
 from lab.run.device import choose_device
 from lab.run.pretrained import load_student
 from lab.run.rundir import read_run
 from lab.tasks import TASKS, load_task, task_name
+from lab.tasks.ceiling import ceiling, ceiling_line
 
 
 def main(argv=None) -> int:
     """The command line. Returns the exit code."""
+    replace_unprintable()
     parser = build_parser()
     try:
         o = parser.parse_args(argv)
@@ -51,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(o, parser) -> None:
-    """Exit with 2 and one line for options that don't fit together."""
+    """Exit with 2 and one line for options that don't fit together. Paths may begin with ~."""
     if o.limit < 0:
         parser.error(f"--limit {o.limit}: must be a number of at least 0")
     if (o.run_dir and o.model) or bool(o.model) != bool(o.task):
@@ -59,6 +63,8 @@ def check(o, parser) -> None:
     given = [key for key, value in vars(o).items() if value != parser.get_default(key) and key != "run_dir"]
     if given and not o.model:
         parser.error(f"--{given[0].replace('_', '-')}: only with --model and --task")
+    for name in ("run_dir", "model", "task"):
+        setattr(o, name, os.path.expanduser((getattr(o, name) or "").strip()))
     if o.task:
         try:
             task_name(o.task)
@@ -76,6 +82,8 @@ def score_model(o) -> None:
     answers = predict(model.to(device), tok, task.test, max_len, budget)
     for name, value in score(task, [tok.decode(ids) for ids in answers]).items():
         print(f"{name:<16} {value:6.2f}")
+    if line := ceiling_line(task, ceiling(task, o.cache_dir)):
+        print(f"note: {line}")
 
 
 def show() -> None:

@@ -2,7 +2,11 @@
 
 import torch
 
-from kd import nll, word_kd
+from data import encode_example, make_batch
+from kd import Teacher, group_loss, nll, token_weights, word_kd
+from lab.run.command import replace_unprintable
+from lab.run.pretrained import pretrained
+from lab.tasks import load_task
 
 WORDS = ["north", "south", "east", "west"]
 TEACHER = torch.tensor([[4.0, 2.0, 0.5, 0.0]])
@@ -11,12 +15,14 @@ TEMPERATURES = (1, 2, 5)
 
 
 def show() -> None:
+    replace_unprintable()
     print(f"{'next word':<44}" + "".join(f"{word:>9}" for word in WORDS))
     for temperature in TEMPERATURES:
         print(line(f"teacher's probabilities, temperature {temperature}", (TEACHER / temperature).softmax(dim=-1)[0]))
     print(line("student's probabilities, temperature 1", STUDENT.softmax(dim=-1)[0]))
     show_gradients()
     show_cross_entropy()
+    show_what_trains()
     print("\nWhich method uses what (Section 2.2), for the current task. Pseudo-data have the NLL with all four:")
     print("    LAMOL        NLL of the data's words")
     print("    Word-KD      KL at the positions of the data's words")
@@ -59,3 +65,29 @@ def show_cross_entropy() -> None:
     print(f"      {cross_entropy:.4f} = {kl:.4f} + {entropy:.4f}")
     print("    and the last term, the teacher's entropy, has no student in it:", end=" ")
     print(f"the gradients differ by {(a - b).abs().max():.0e}")
+
+
+def show_what_trains() -> None:
+    """The loss of a group as train.py computes it, a chunk of logits at a time, against `nll` and `word_kd` on plain
+    logits."""
+    (student, tok), (teacher, _) = pretrained("nano"), pretrained("nano")
+    student.eval()  # no dropout
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.mul_(0.8)  # another model than the student
+    task, teacher = load_task("toy.woz", "", ""), Teacher(teacher)
+    samples = [encode_example(e, tok.task_id(task.name), tok, max_len=256) for e in task.train[:2]]
+    batch = make_batch(samples, [0, 1], n_current=1, soft=True)
+    (group,), (weights,) = batch, token_weights(batch, "added", tok.ans_id)
+    trained, _ = group_loss(student, teacher, group, weights, 2)
+
+    def logits(model):  # of the supervised tokens, each row by itself
+        labels = torch.tensor([label for row in group.rows for label in row.labels])
+        return torch.cat([model(torch.tensor([row.ids]))[0] for row in group.rows])[labels >= 0]
+
+    z = logits(student)
+    plain = (weights * torch.where(group.soft, word_kd(z, logits(teacher.model), 2), nll(z, group.labels))).sum()
+    a, b = (torch.autograd.grad(loss, student.wte.weight)[0] for loss in (trained, plain))
+    print("\nThese two functions train. A current and a replay sample, Σ weight · word_kd + Σ weight · nll:")
+    print(f"    {trained:.4f} by kd.group_loss, {plain:.4f} from all logits at once;", end=" ")
+    print(f"the head's gradients differ by {(a - b).abs().max():.0e}, of at most {b.abs().max():.1f}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from lab.errors import LabError
+from lab.run.command import replace_unprintable
 from lab.run.options import parse
 from lab.run.pretrained import load_student
 from lamol import generated_samples, parse_pseudo, report
@@ -20,6 +21,7 @@ from lamol import generated_samples, parse_pseudo, report
 
 def main(argv) -> int:
     """The command line. Returns the exit code."""
+    replace_unprintable()
     if len(argv) not in (0, 2):
         print("error: usage is python lamol.py [MODEL_FOLDER TASK]: a run's `model`, and a task of it", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ import torch
 from eval import greedy
 from lab.fast.decode import decode
 from lab.fast.packing import Packing
+from lab.run.command import replace_unprintable
 from lab.run.pretrained import load_gpt, nano_tokenizer
 from lamol import top_k_sampler
 
@@ -12,6 +13,7 @@ TEXT = "the table has columns coach, year -- what is the coach if year is"
 
 
 def show() -> None:
+    replace_unprintable()
     model, tok = load_gpt("nano").eval(), nano_tokenizer()
     show_shape(model)
     prompt = tok.encode(TEXT)
