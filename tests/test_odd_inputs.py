@@ -1,0 +1,113 @@
+"""Inputs that are rare and right, and are read for what they mean. python -m pytest tests/test_odd_inputs.py"""
+
+import json
+import random
+
+import pytest
+
+import data
+from lab.errors import DataError
+from lab.files import read_json
+from lab.tasks import load_task
+from lab.tasks.registry import metric_of
+
+# ---------------------------------------------------------------------- long runs of white space
+
+SPACE = (" ", "\t", "\n", "\r\n", "\xa0", "\u3000", " \t\n", "\u2028\x85", "\x1c", " \x1f ")
+
+
+@pytest.mark.parametrize("space", SPACE)
+@pytest.mark.parametrize("vocabulary", ["nano", "gpt2"])
+def test_a_long_run_of_white_space_is_cut_as_tiktoken_would_encode_it(space, vocabulary, tok, request, monkeypatch):
+    tok = request.getfixturevalue("gpt2_tok") if vocabulary == "gpt2" else tok
+    monkeypatch.setattr(data, "LONG_TEXT", 0)
+    for n in (999, 1000, 1001, 1002, 2500):
+        for text in (
+            f"a{space * n}b",
+            f"it's{space * n}. 7{space * (n + 1)}\u00e9!",
+            f"{space * n}x{space * n}",
+            "a b",
+        ):
+            assert tok.encode(text) == tok.encoding.encode_ordinary(" " + text.strip())
+
+
+def test_random_long_runs_are_cut_as_tiktoken_would_encode_them(gpt2_tok, monkeypatch):
+    monkeypatch.setattr(data, "LONG_TEXT", 0)
+    r, cut = random.Random(0), 0
+    for _ in range(60):
+        spaces, parts = r.sample(SPACE, 2), []
+        for _ in range(4):
+            parts += [
+                "".join(r.choices(spaces, k=r.choice((1, 998, 1000, 1003)))),
+                r.choice(("a", " b", "7", "!?", "\u4e2d")),
+            ]
+        text = "".join(["x", *parts])
+        cut += data.LONG_RUN.search(text) is not None
+        assert gpt2_tok.encode(text) == gpt2_tok.encoding.encode_ordinary(" " + text)
+    assert cut > 20
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\n", "\xa0"])
+def test_a_million_blanks_in_a_row_are_encoded(space, tok, gpt2_tok):
+    text = f"one{space * 1_000_000}two"
+    for t in (tok, gpt2_tok):
+        ids = t.encode(text)
+        assert t.decode(ids) == text
+    assert t.encode(space * 1_000_000) == []
+
+
+def test_a_task_with_a_million_blanks_is_loaded_and_cut(lab, tmp_path, capsys):
+    from train import main
+
+    for split in ("train", "test"):
+        path = tmp_path / "colors" / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[1]["context"] = "a" + " " * 1_000_000 + "b"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([*lab, "--method", "finetune", "--epochs", "1"]) == 0
+    assert "1 contexts cut" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- marks at a file's beginning, and null
+
+ROW = {"context": "c", "question": "q", "answer": "a b"}
+BOM = "\ufeff"
+
+
+def task_folder(folder, rows, mark=""):
+    folder.mkdir()
+    for split in ("train", "test"):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(mark + lines, encoding="utf-8")
+    return str(folder)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    entry = task_folder(tmp_path / "mine", [ROW, ROW], BOM)
+    (tmp_path / "mine/task.json").write_text(BOM + '{"metric": "rouge"}', encoding="utf-8")
+    assert metric_of(tmp_path / "mine/task.json") == "rouge"
+    assert load_task(entry, "", "").train[0].context == "c"
+    (tmp_path / "config.json").write_text(BOM + "{}", encoding="utf-8")
+    assert read_json(tmp_path / "config.json") == {}
+
+
+@pytest.mark.parametrize(
+    "absent", [{"id": None}, {"meta": None}, {"meta": {"references": None}}, {"id": None, "meta": {"other": None}}]
+)
+def test_null_means_absent(tmp_path, absent):
+    entry = task_folder(tmp_path / "mine", [ROW | absent] * 3)
+    (tmp_path / "mine/task.json").write_text('{"metric": "rouge"}')
+    for multi in (False, True):
+        task = load_task(entry, "", "", multi_reference=multi)
+        assert [e.id for e in task.test] == ["1", "2", "3"] and all(e.meta == {} for e in task.test)
+
+
+@pytest.mark.parametrize("part", ["context", "question", "answer"])
+def test_a_part_that_is_null_is_missing(tmp_path, part):
+    with pytest.raises(DataError, match=f"train.jsonl, line 2: '{part}' is missing or no text"):
+        load_task(task_folder(tmp_path / "mine", [ROW, ROW | {part: None}]), "", "")
+
+
+def test_an_id_that_is_zero_or_false_is_one(tmp_path):
+    task = load_task(task_folder(tmp_path / "mine", [ROW | {"id": 0}, ROW | {"id": ""}, ROW | {"id": False}]), "", "")
+    assert [e.id for e in task.test] == ["0", "", "False"]
