@@ -1,7 +1,7 @@
 """What the tests share. python -m pytest
 
-Most tests need nothing but the project's own tiny vocabulary and weights (lab/assets). Tests of the released code's
-numbers and of real data read `../shared` beside the project, and are skipped, with this reason, where it is not there.
+Most tests need nothing but the project's own tiny vocabulary and weights (lab/assets). Tests of the authors' numbers
+and of real data read `../shared` beside the project, and are skipped, with this reason, where it is not there.
 """
 
 import hashlib
@@ -11,6 +11,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, and processes side by side: more threads only wait
+
 import torch
 
 from lab.run.pretrained import gpt2_tokenizer, load_gpt, nano_tokenizer
@@ -18,7 +21,7 @@ from lab.run.pretrained import gpt2_tokenizer, load_gpt, nano_tokenizer
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCAB_BPE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 
-torch.set_num_threads(1)  # tiny models: more threads only wait for each other
+torch.set_num_threads(1)
 if "TIKTOKEN_CACHE_DIR" not in os.environ and (SHARED / "tiktoken_cache").is_dir():
     os.environ["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken_cache")
 
