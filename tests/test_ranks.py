@@ -103,9 +103,9 @@ def same_logs(one: Path, two: Path, tolerance: float) -> int:
     for a, b in zip(*logs, strict=True):
         for key in ("task", "phase", "epoch", "step", "lr"):
             assert a[key] == b[key]
-        # a KL is a difference of log-probabilities: where it is small, it has their rounding all the same
+        # a KL is a difference of log-probabilities, times temperature²: where it is small, it has their rounding
         for key in ("loss", "loss_qa", "loss_lm"):
-            assert b[key] == pytest.approx(a[key], rel=tolerance, abs=tolerance)
+            assert b[key] == pytest.approx(a[key], rel=tolerance, abs=2 * tolerance)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=100 * tolerance)
     return len(logs[0])
 
