@@ -63,6 +63,7 @@ class Tokenizer:
         self.ans_id, self.pad_id, self.first_slot = self.n_base, self.n_base + 1, self.n_base + 2
         self.n_vocab = self.first_slot + SLOTS
         self.slots = {name: self.first_slot + i for i, name in enumerate(tasks)}
+        self.idle = list(self.slots)  # tasks that have a slot, but are not in this run so far
 
     def encode(self, text: str) -> list[int]:
         """Stripped, with one leading blank, so that parts joined as ids stay apart as words."""
@@ -80,12 +81,16 @@ class Tokenizer:
         return self.encoding.decode(ids, errors="replace").strip()
 
     def add_task(self, name: str) -> int:
-        """The task's token, which is the next free one for a new task. Raises ValueError when none is free."""
+        """The task's token. A new task takes the next free one, or else that of an idle task, the last one first.
+
+        Raises ValueError when there is neither."""
         if name not in self.slots:
             free = set(range(self.first_slot, self.n_vocab)) - set(self.slots.values())
-            if not free:
+            idle = [other for other in self.idle if other in self.slots]
+            if not (free or idle):
                 raise ValueError(f"task {name!r}: all {SLOTS} task slots are taken")
-            self.slots[name] = min(free)
+            self.slots[name] = min(free) if free else self.slots.pop(idle[-1])
+        self.idle = [other for other in self.idle if other != name]
         return self.slots[name]
 
     def task_id(self, name: str) -> int:

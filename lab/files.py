@@ -126,6 +126,16 @@ def write_folder(path: Path, fill) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def short_name(name: str, most: int = 240) -> str:
+    """A name of at most `most` bytes for a file or folder: a longer one is cut, and ends in a hash of all of it.
+
+    File systems take 255 bytes; the rest is for names such as `.<name>.new.12345`."""
+    raw = name.encode(errors="surrogateescape")
+    if len(raw) <= most:
+        return name
+    return raw[: most - 9].decode(errors="ignore") + "-" + hashlib.sha256(raw).hexdigest()[:8]
+
+
 def key_of(value) -> str:
     """A short hash of plain JSON values, the same in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -5,7 +5,6 @@ Each line of the table says all about its option: default, help, choices, when i
     python train.py --help
 """
 
-import argparse
 import hashlib
 import math
 import os
@@ -13,8 +12,10 @@ import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from data import SLOTS
 from lab.errors import RunError
-from lab.files import read_json
+from lab.files import read_json, short_name
+from lab.run.parser import build_parser, flag
 from lab.run.pretrained import DEFAULT_CACHE, PRETRAINED
 from lab.tasks import TASKS, is_toy, task_name
 
@@ -24,7 +25,7 @@ PAPER_DEFAULTS = {"lr": 6.25e-5, "batch_size": 0, "epochs": 9, "adam_epsilon": 1
 MODEL_DEFAULTS = {"nano": {"lr": 1e-3, "batch_size": 8, "epochs": 9, "adam_epsilon": 1e-8, "eval_every_epoch": True}}
 # What a config.json says besides the options, and may change at --resume, too: the rest must be the same.
 MACHINE = ("resolved_device", "resolved_dtype", "python", "torch", "threads", "ranks")
-FOLLOWS = ("ceiling",)  # what follows from the rest, and an older version did not write
+FURTHER = dict.fromkeys(MACHINE, "rounding") | {"name": "local", "ceiling": "local"}  # key -> kind
 
 # ---------------------------------------------------------------------- when an option has no effect
 
@@ -123,11 +124,6 @@ class Options:
 # fmt: on
 
 
-def flag(name: str) -> str:
-    """A field's name as it is typed: kd_beam -> --kd-beam."""
-    return "--" + name.strip("_").replace("_", "-")
-
-
 # ---------------------------------------------------------------------- defaults that depend on other options
 
 
@@ -136,6 +132,8 @@ def resolve(o: Options) -> Options:
     models = {name: os.path.expanduser(getattr(o, name).strip()) for name in ("model", "teacher_model")}
     o = replace(o, order=",".join(os.path.expanduser(entry.strip()) for entry in o.order.split(",")), **models)
     names = task_names(o.order)
+    if len(names) > SLOTS:
+        raise ValueError(f"--order: {len(names)} tasks, but a model has tokens for at most {SLOTS} tasks")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"--order {o.order}: task {twice!r} stands there twice")
     if o.kd not in ("", "none") and not (o.method == "lamol" or (o.method, o.kd) == ("multitask", "seq")):
@@ -208,8 +206,13 @@ def effective(o: Options) -> Options:
 
 
 def run_name(o: Options, tasks: list[str]) -> str:
-    """The name of the run's directory: `<tasks>-<method>-<kd>-g<gamma>-s<seed>`, then `-option=value` for each other
-    option that changes the result and is not the default."""
+    """The name of the run's directory: the full name, but at most 240 bytes."""
+    return short_name(full_name(o, tasks))
+
+
+def full_name(o: Options, tasks: list[str]) -> str:
+    """`<tasks>-<method>-<kd>-g<gamma>-s<seed>`, then `-option=value` for each other option that changes the result and
+    is not the default."""
     o = effective(o)
     default = replace(defaults_of(o), model=default_model(tasks), gamma=o.gamma, seed=o.seed)
     name = f"{'+'.join(tasks)}-{o.method}-{o.kd}-g{o.gamma:g}-s{o.seed}"
@@ -259,16 +262,14 @@ def differences(path: Path, config: dict) -> tuple[list[str], list[str]]:
     """In what an earlier try, whose config.json is at `path`, differs from this one: the keys that must be the same but
     are not, and those that change rounding or dropout masks. Raises RunError if the file is no such config.json."""
     before, now = (x | asdict(effective(options_of(x, path))) for x in (read_json(path, dict), config))
-    kinds = {f.name: f.metadata["kind"] for f in fields(Options)} | dict.fromkeys(MACHINE, "rounding")
-    kinds |= dict.fromkeys(FOLLOWS, "local")
+    kinds = {f.name: f.metadata["kind"] for f in fields(Options)} | FURTHER
     changed = [key for key in now if before.get(key) != now[key]]
     must = [key for key in changed if kinds.get(key, "result") == "result"]
     return must, [key for key in changed if kinds.get(key) == "rounding"]
 
 
 def parent_of(run: str) -> tuple[dict, str]:
-    """The config.json of a run that is to be continued, with all of today's options, and the first 8 hex digits of its
-    SHA-256.
+    """The config.json of a run to be continued, with all of today's options, and 8 hex digits of its SHA-256.
 
     Raises RunError if the run has not finished, its method is no lifelong learning, or the file is not a run's."""
     path = Path(run).expanduser() / "config.json"
@@ -290,30 +291,12 @@ def parent_of(run: str) -> tuple[dict, str]:
 # ---------------------------------------------------------------------- the command line
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The table as a command line. Bad usage exits with 2 and one line."""
-    parser = argparse.ArgumentParser(description="L2KD: Algorithm 1 and its baselines", allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")
-    for f in fields(Options):
-        help = f.metadata["help"]
-        shown = "" if "default" in help or f.default == "" else f" (default {f.default})"
-        keywords = {"default": f.default, "dest": f.name, "help": help + shown}
-        if f.type is bool:
-            keywords["action"] = argparse.BooleanOptionalAction
-        elif f.metadata["choices"]:
-            keywords["choices"] = f.metadata["choices"]
-        else:
-            keywords |= {"type": f.type, "metavar": f.name.strip("_").upper()}
-        parser.add_argument(flag(f.name), **keywords)
-    return parser
-
-
 def parse(argv=None) -> Options:
     """The command line -> resolved options. Exits with 2 and one line for bad usage.
 
     With --continue, options that are not given are those of the run that is continued, but for paths. Raises RunError
     if that is no such run."""
-    parser = build_parser()
+    parser = build_parser(Options)
     given = parser.parse_args(argv)
     if given.continue_:
         parent = parent_of(given.continue_)[0]

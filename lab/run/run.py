@@ -13,7 +13,7 @@ from data import Task
 from eval import predict, score, summarise, table
 from lab.errors import RunError
 from lab.fast.packing import move
-from lab.files import append_jsonl, replacing, write_folder, write_json, write_jsonl
+from lab.files import append_jsonl, replacing, short_name, write_folder, write_json, write_jsonl
 from lab.run import failure, ranks, resume, setup
 from lab.run.checkpoint import save_checkpoint
 from lab.run.encoding import hash_of_examples
@@ -125,7 +125,7 @@ class Run:
         """Score the model on all tasks (with single on this one), save predictions and weights, write a checkpoint."""
         scored = [task] if self.args.method == "single" else self.tasks
         predictions = self.score(model, scored, m, self.args.epochs)
-        folder = self.dir / f"{m}-{task.name}"
+        folder = self.stage_folder(m, task.name)
         if is_main_process():
             write_jsonl(folder / "predictions.jsonl", predictions)
             for path in (self.dir / "model", *([folder / "model"] if self.args.keep_models else [])):
@@ -189,12 +189,16 @@ class Run:
             predictions += lines
         return predictions
 
+    def stage_folder(self, stage: int, name: str):
+        """Where a stage's files go. name: of its task; with multitask all names."""
+        return self.dir / short_name(f"{stage}-{name}")
+
     @on_main_process
     def write_lines(self, stage: int, task, file: str, lines: list[dict]) -> None:
         """A JSONL file in the stage's folder; with multitask in the task's folder within it."""
-        folder = self.dir / f"{stage}-{task.name}"
+        folder = self.stage_folder(stage, task.name)
         if self.args.method == "multitask":
-            folder = self.dir / f"{stage}-{'+'.join(self.slots)}" / task.name
+            folder = self.stage_folder(stage, "+".join(self.slots)) / task.name
         write_jsonl(folder / file, lines)
 
     def write_model(self, model, folder) -> None:

@@ -13,7 +13,7 @@ from lab.errors import RunError
 from lab.fast.packing import Layout
 from lab.run.device import choose_device
 from lab.run.encoding import encode_task, hash_of_examples
-from lab.run.options import model_reason
+from lab.run.options import full_name, model_reason
 from lab.run.pretrained import pretrained
 from lab.run.ranks import world_size
 from lab.run.teachers import hash_of_model
@@ -67,7 +67,7 @@ def config_of(run) -> dict:
     args = run.args
     config = asdict(args) | {"order": absolute(args.order), "tasks": list(run.slots), "slots": run.slots}
     config |= {"data": {task.name: hash_of_examples(task) for task in run.tasks}, "answer_budgets": run.budgets}
-    config |= {"ceiling": run.ceiling}
+    config |= {"name": full_name(args, list(run.slots)), "ceiling": run.ceiling}
     config |= {"pretrained": run.hash_of_student}
     if run.teacher_start is not run.pretrained:
         config |= {"pretrained_teacher": run.hash_of_teacher}

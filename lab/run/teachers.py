@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from lab.errors import RunError
-from lab.files import key_of, read_json, write_folder, write_json, write_jsonl
+from lab.files import key_of, read_json, short_name, write_folder, write_json, write_jsonl
 from lab.run.encoding import hash_of_examples
 from lab.run.options import options_of, teacher_options
 from lab.run.pretrained import load_gpt
@@ -46,7 +46,7 @@ def saved_teacher(run, task, train) -> GPT:
     # row (7) of Table 3 has the teachers of `single`, however long multitask learning takes
     epochs = min(run.args.epochs, 9) if run.args.method == "multitask" else run.args.epochs
     key = teacher_key(run, task, epochs)
-    folder = Path(run.args.teachers).expanduser() / f"{task.name}-{key_of(key)}"
+    folder = Path(run.args.teachers).expanduser() / f"{short_name(task.name, 200)}-{key_of(key)}"
     if not broadcast(folder.is_dir()):
         with one_at_a_time(folder) as waited:
             run.began += waited
