@@ -4,6 +4,10 @@ The message is one line: what is wrong, in which file, option or task, and what 
 after `error: ` and exit with 1, without a traceback. Any other exception is a bug.
 """
 
+import os
+import re
+import sys
+
 
 class LabError(ValueError):
     """The base of them all."""
@@ -19,3 +23,37 @@ class ModelFileError(LabError):
 
 class RunError(LabError):
     """A run that can't start or go on."""
+
+
+# ---------------------------------------------------------------------- what is typed and printed
+
+
+def replace_unprintable() -> None:
+    """Print `?` for what a terminal does not have, such as γ, in place of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not, and needs it not
+            stream.reconfigure(errors="replace")
+
+
+def typed_path(option: str, text: str) -> str:
+    """A path as a user typed it: stripped, and with a home directory in place of a leading ~.
+
+    Raises ValueError, which names the option, if that is not known, or if the path is no text, but bytes."""
+    path = os.path.expanduser(text.strip())
+    if path.startswith("~"):
+        raise ValueError(f"{option} {text[:200]}: the home directory is not known; set HOME, or give a path without ~")
+    for what, name in ((option, path), ("the current folder", os.getcwd())):
+        if re.search("[\ud800-\udfff]", name):  # what Python has in place of bytes that are not UTF-8
+            shown = name.encode("ascii", "backslashreplace").decode()
+            raise ValueError(f"{what}: {shown[:400]} is not UTF-8; rename the folder")
+    return path
+
+
+def expand_paths(options, parser, *names: str) -> None:
+    """Each of these options of a command line as `typed_path` reads it. Exits with 2 and one line where it can't."""
+    try:
+        for name in names:
+            if getattr(options, name) is not None:
+                setattr(options, name, typed_path(f"--{name.replace('_', '-')}", getattr(options, name)))
+    except ValueError as e:
+        parser.error(str(e))

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 import kd
+from lab.errors import expand_paths, replace_unprintable
 from lab.files import write_folder, write_json, write_text
 from lab.run.pretrained import NANO, PATTERN, nano_tokenizer, save_gpt
 from lab.tasks.toy import GRAMMARS, toy_rows
@@ -131,6 +132,7 @@ def pretrain(folder: Path, steps: int = STEPS) -> dict:
 
 def main(argv=None) -> int:
     """The command line. Returns the exit code."""
+    replace_unprintable()
     parser = argparse.ArgumentParser("python -m lab.nano", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     what = parser.add_mutually_exclusive_group(required=True)
@@ -138,6 +140,7 @@ def main(argv=None) -> int:
     what.add_argument("--pretrain", action="store_true", help="pretrain the model (13 minutes on 2 cores)")
     parser.add_argument("--out", default=str(ASSETS), help="folder for what is made (default %(default)s)")
     o = parser.parse_args(argv)
+    expand_paths(o, parser, "out")
     try:
         if o.vocabulary:
             train_vocabulary(Path(o.out) / "nano.tiktoken")

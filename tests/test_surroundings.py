@@ -1,7 +1,14 @@
 """Many tasks, long names, odd names, notebooks, terminals, file systems. python -m pytest tests/test_surroundings.py"""
 
+import contextlib
+import io
 import json
+import os
 import re
+import runpy
+import shutil
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +16,11 @@ from data import SLOTS, Tokenizer
 from lab.files import read_json, short_name
 from lab.run import Run
 from lab.run.options import Options, full_name, parse, run_name, task_names
-from lab.run.pretrained import nano_tokenizer
+from lab.run.pretrained import NANO, nano_tokenizer
 from lab.tasks import TASKS
 from train import main
+
+ROOT = Path(__file__).parents[1]
 
 # ---------------------------------------------------------------------- many tasks
 
@@ -130,3 +139,171 @@ def test_the_directory_of_a_run_is_named_in_one_place(many):
     name = run_name(o, task_names(o.order))
     assert name == short_name(full_name(o, task_names(o.order))) != full_name(o, task_names(o.order))
     assert run_name(Options(), ["woz"]) == full_name(Options(), ["woz"])
+
+
+# ---------------------------------------------------------------------- terminals and notebooks
+
+COMMANDS = {  # command -> its options, and a character that not every terminal has
+    "train.py": (["--help"], "γ"),
+    "eval.py": ([], "–"),
+    "kd.py": ([], "Σ"),
+    "data.py": ([], ""),
+    "model.py": ([], ""),
+    "-m lab.tasks": (["--help"], ""),
+    "-m lab.paper": (["claims", "--runs-dir", "nowhere"], "±"),
+    "-m lab.paper.cost": (["--help"], ""),
+    "-m lab.nano": (["--help"], ""),
+    "-m lab.check.bench": (["--help"], ""),
+    "-m lab.check.faults": (["--help"], ""),
+}
+
+
+@contextlib.contextmanager
+def terminal(encoding):
+    """Standard output and error as a terminal of this encoding, or as a notebook's, which is None."""
+    if encoding:
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    else:
+        out, err = Notebook(), Notebook()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield out
+
+
+class Notebook(io.StringIO):
+    reconfigure = property()  # it has none
+    buffer = property()
+
+
+def call(command: str, argv: list[str], monkeypatch) -> int:
+    """A command as `python <command>` or `%run` calls it, in this process."""
+    monkeypatch.setattr("sys.argv", [command, *argv])
+    monkeypatch.setattr("signal.signal", lambda *a: None)
+    try:
+        if command.startswith("-m "):
+            runpy.run_module(command[3:], run_name="__main__", alter_sys=False)
+        else:
+            runpy.run_path(str(ROOT / command), run_name="__main__")
+    except SystemExit as e:
+        return e.code or 0
+    return 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", None])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_runs_on_every_terminal(command, encoding, monkeypatch):
+    with terminal(encoding) as out:
+        assert call(command, COMMANDS[command][0], monkeypatch) == 0
+        text = out.buffer.getvalue() if encoding and not out.flush() else out.getvalue().encode()
+    assert len(text) > 100
+
+
+@pytest.mark.parametrize("encoding", ["ascii", None])
+def test_a_run_and_its_table_and_bad_usage_on_every_terminal(encoding, lab, tmp_path, monkeypatch):
+    with terminal(encoding):
+        assert main([*lab, "--kd", "none", "--epochs", "1"]) == 0
+        (run,) = (tmp_path / "runs").glob("colors*")
+        assert call("eval.py", [str(run)], monkeypatch) == 0
+        assert call("lamol.py", [str(run / "model"), "colors"], monkeypatch) == 0
+        for command in ("train.py", "eval.py", *(c for c in COMMANDS if c.startswith("-m"))):
+            assert call(command, ["--étrange", "γ"], monkeypatch) == 2
+
+
+def test_in_a_thread_of_a_notebook(lab):
+    codes = []
+    with terminal(None):
+        thread = threading.Thread(target=lambda: codes.append(main([*lab, "--method", "finetune", "--epochs", "1"])))
+        thread.start()
+        thread.join()
+    assert codes == [0]
+
+
+# ---------------------------------------------------------------------- paths as they are typed
+
+
+@pytest.fixture
+def home(lab, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    return [*lab[:1], " ~/colors , ~/sizes ", *lab[2:5], " ~/runs ", *lab[6:]]
+
+
+def test_paths_are_stripped_and_expanded_in_every_command(home, tmp_path, monkeypatch, capsys):
+    assert main([*home, "--kd", "none", "--epochs", "1", "--teachers= ~/t "]) == 0
+    (run,) = (tmp_path / "runs").glob("colors*")
+    shutil.copytree(tmp_path / "colors", tmp_path / "third")
+    assert main(["--continue= ~/runs/../runs/" + run.name, "--order", " ~/third "]) == 0
+    model = f"~/runs/{run.name}/model"
+    for argv in (
+        [f"~/runs/{run.name}"],
+        [f"--model= {model}", "--task=~/colors"],
+        ["--model", model, "--task", " ~/sizes "],
+    ):
+        assert call("eval.py", argv, monkeypatch) == 0
+    assert call("lamol.py", [model, "colors"], monkeypatch) == 0
+    assert main([*home, f"--model= {NANO} ", "--method", "single", "--epochs", "1"]) == 0
+    shutil.copytree(NANO, tmp_path / "nano")
+    assert parse([*home, "--model=~/nano", "--teacher-model= ~/nano"]).teacher_model == str(tmp_path / "nano")
+    capsys.readouterr()
+    assert call("-m lab.paper", ["table2", "--keep", "~/kept", "--runs-dir", "~/runs"], monkeypatch) == 0
+    assert str(tmp_path / "runs") in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/~*")) and not list(ROOT.glob("~*"))
+
+
+BAD = os.fsdecode(b"caf\xe9")  # a name in Latin-1
+
+
+@pytest.mark.parametrize(
+    "command, argv",
+    [
+        ("train.py", ["--runs-dir", BAD]),
+        ("train.py", ["--order", f"toy.ag,{BAD}/mine"]),
+        ("train.py", ["--cache-dir", f"/tmp/{BAD}"]),
+        ("train.py", ["--model", BAD]),
+        ("train.py", ["--continue", BAD]),
+        ("train.py", ["--teachers", BAD]),
+        ("eval.py", [BAD]),
+        ("eval.py", ["--model", BAD, "--task", "woz"]),
+        ("-m lab.tasks", ["woz", "--data-dir", BAD]),
+        ("-m lab.tasks", ["--from-lamol", BAD]),
+        ("-m lab.paper", ["table2", "--keep", BAD]),
+        ("-m lab.paper", ["table2", "--runs-dir", BAD]),
+        ("-m lab.nano", ["--vocabulary", "--out", BAD]),
+        ("-m lab.check.bench", ["--data-dir", BAD]),
+        ("-m lab.check.faults", ["--data-dir", BAD]),
+    ],
+)
+def test_a_name_that_is_not_utf8_is_one_line(command, argv, monkeypatch, capsys):
+    assert call(command, argv, monkeypatch) == 2
+    err = capsys.readouterr().err
+    assert "is not UTF-8; rename the folder" in err and err.count("\n") == 1 and "caf\\udce9" in err
+
+
+def test_a_current_folder_that_is_not_utf8_is_one_line(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / BAD
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert main([]) == 2
+    assert "the current folder: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command, argv",
+    [
+        ("train.py", []),
+        ("train.py", ["--cache-dir", "x", "--data-dir", "~nobody-like-this/x"]),
+        ("train.py", ["--cache-dir", "x", "--data-dir", "x", "--order", "~/mine"]),
+        ("eval.py", ["--model", "x", "--task", "woz"]),
+        ("-m lab.tasks", ["woz"]),
+        ("-m lab.paper", ["table2", "--runs-dir", "~/runs"]),
+        ("-m lab.check.faults", ["fuzz"]),
+    ],
+)
+def test_an_unknown_home_is_one_line(command, argv, monkeypatch, capsys, tmp_path):
+    """As in a container with a user id that it does not know."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    monkeypatch.chdir(tmp_path)
+    assert call(command, argv, monkeypatch) == 2
+    err = capsys.readouterr().err
+    assert "the home directory is not known; set HOME" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -33,7 +33,7 @@ import torch
 
 from lab.check.bench_cases import PARTS, ROOT, cases_of
 from lab.check.bench_sides import measure
-from lab.errors import LabError, RunError
+from lab.errors import LabError, RunError, expand_paths, replace_unprintable
 from lab.files import write_json
 from lab.run.device import choose_device
 from lab.tasks import load_task
@@ -146,6 +146,7 @@ def processor() -> str:
 
 def main(argv=None) -> int:
     """The command line: exit code 0, 1 when a measurement failed, 2 for bad usage."""
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")
     parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; default all")
@@ -158,6 +159,7 @@ def main(argv=None) -> int:
     parser.add_argument("--json", help="a file for the measurements")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # a child's measurement
     a = parser.parse_args(argv)
+    expand_paths(a, parser, "against", "data_dir", "cache_dir", "json")
     if wrong := next((part for part in a.parts if part not in PARTS), None):
         parser.error(f"part {wrong!r}: {', '.join(PARTS)}")
     if a.rounds < 1:

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from lab.check.fuzz import fuzz
+from lab.errors import expand_paths, replace_unprintable
 from lab.files import read_jsonl, write_json
 from lab.run.checkpoint import checkpoints
 
@@ -189,6 +190,7 @@ def twice(lab: Lab, r: random.Random) -> dict:
 
 def main(argv=None) -> int:
     """The command line: exit code 1 where something was lost."""
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")
     parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; default all")
@@ -198,6 +200,7 @@ def main(argv=None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments and mutations (default %(default)s)")
     parser.add_argument("--json", help="a file for the counts")
     o = parser.parse_args(argv)
+    expand_paths(o, parser, "data_dir", "json")
     if wrong := next((part for part in o.parts if part not in PARTS), None):
         parser.error(f"part {wrong!r}: {', '.join(PARTS)}")
     if min(o.rounds, o.inputs) < 1:

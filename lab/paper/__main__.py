@@ -17,7 +17,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from lab.errors import LabError, RunError
+from lab.errors import LabError, RunError, expand_paths, replace_unprintable
 from lab.paper.claims import claims_table
 from lab.paper.experiments import AGREEMENT, TABLES, Cell, cells_of, keys_of
 from lab.paper.figures import draw
@@ -58,6 +58,7 @@ def parse_arguments(argv):
     Exits with 2 and one line for bad usage."""
     parser = build_parser()
     o, extra = parser.parse_known_args(argv)
+    expand_paths(o, parser, "keep", "out")
     if o.what == "toy":
         if o.seeds:
             parser.error("--seeds: toy has its own, five or three a method")
@@ -127,6 +128,7 @@ def collect(o, extra) -> dict[RunKey, Path]:
 
 def main(argv=None) -> int:
     """The command line. Returns the exit code: 1 for runs that failed or can't be shown, 2 for bad usage."""
+    replace_unprintable()
     o, extra = parse_arguments(argv)
     keys = keys_of(o.what, o.seeds)
     commands = {name_for(argv): argv for argv in (arguments(key, extra) for key in keys)}

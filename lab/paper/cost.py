@@ -25,6 +25,7 @@ import math
 import sys
 from typing import NamedTuple
 
+from lab.errors import replace_unprintable
 from lab.fast.decode import CACHE_BYTES, MAX_ROWS
 from lab.paper.experiments import keys_of
 from lab.paper.runs import METHODS, NOT_LIFELONG, ROOT, RunKey, arguments
@@ -160,6 +161,7 @@ def side_by_side(seconds: list[float], n: int) -> float:
 
 def main(argv=None) -> int:
     """The command line. Returns the exit code."""
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s in bfloat16 (default %(default)s, an H100)")

@@ -2,7 +2,7 @@
 
 import sys
 
-from lab.errors import LabError
+from lab.errors import LabError, replace_unprintable
 from lab.run.interruption import interruption
 from lab.run.options import parse
 from lab.run.ranks import distributed, is_main_process, main_process_first
@@ -29,10 +29,3 @@ def command_line(start, argv=None) -> int:
             if is_main_process():
                 print(f"interrupted{e}" if str(e) else "interrupted before the run began", file=sys.stderr)
             return interruption.code
-
-
-def replace_unprintable() -> None:
-    """Print `?` for what a terminal does not have, such as γ, in place of an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's has not, and needs it not
-            stream.reconfigure(errors="replace")

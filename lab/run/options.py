@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from data import SLOTS
-from lab.errors import RunError
+from lab.errors import RunError, typed_path
 from lab.files import read_json, short_name
 from lab.run.parser import build_parser, flag
 from lab.run.pretrained import DEFAULT_CACHE, PRETRAINED
@@ -129,8 +129,11 @@ class Options:
 
 def resolve(o: Options) -> Options:
     """Fill in the defaults that depend on other options. Raises ValueError for options that contradict each other."""
-    models = {name: os.path.expanduser(getattr(o, name).strip()) for name in ("model", "teacher_model")}
-    o = replace(o, order=",".join(os.path.expanduser(entry.strip()) for entry in o.order.split(",")), **models)
+    texts = {f.name: getattr(o, f.name).strip() for f in fields(Options) if f.type is str}
+    paths = {name: typed_path(flag(name), text) for name, text in texts.items() if name != "order"}
+    texts |= {name: paths[name] for name in ("model", "teacher_model")}  # the others are expanded where they are used
+    texts["order"] = ",".join(typed_path("--order", entry) for entry in o.order.split(","))
+    o = replace(o, **texts)
     names = task_names(o.order)
     if len(names) > SLOTS:
         raise ValueError(f"--order: {len(names)} tasks, but a model has tokens for at most {SLOTS} tasks")
@@ -142,7 +145,8 @@ def resolve(o: Options) -> Options:
         raise ValueError(f"--continue can't be used with --method {o.method} ({' and '.join(LIFELONG)} only)")
     if o.qa_only and o.method not in ("single", "multitask"):
         raise ValueError(f"--qa-only can't be used with --method {o.method} (single and multitask only)")
-    for name, model in models.items():
+    for name in ("model", "teacher_model"):
+        model = getattr(o, name)
         if model and model not in (*PRETRAINED, "nano") and not os.path.isdir(model):
             raise ValueError(f"{flag(name)} {model[:200]}: neither {', '.join(PRETRAINED)}, nano nor a folder")
     for f in fields(Options):
@@ -299,6 +303,10 @@ def parse(argv=None) -> Options:
     parser = build_parser(Options)
     given = parser.parse_args(argv)
     if given.continue_:
+        try:
+            given.continue_ = typed_path("--continue", given.continue_)
+        except ValueError as e:
+            parser.error(str(e))
         parent = parent_of(given.continue_)[0]
         inherited = {f.name: parent[f.name] for f in fields(Options)}
         inherited |= {f.name: f.default for f in fields(Options) if f.name in ("data_dir", "cache_dir", "teachers")}

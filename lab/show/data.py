@@ -3,7 +3,7 @@
 import torch
 
 from data import IGNORE, encode_example, make_batch, plan_epoch
-from lab.run.command import replace_unprintable
+from lab.errors import replace_unprintable
 from lab.run.pretrained import nano_tokenizer
 from lab.tasks import load_task
 

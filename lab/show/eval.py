@@ -1,7 +1,6 @@
 """python eval.py: a run's table, the scores of a model on a task, or three metrics taken apart."""
 
 import argparse
-import os
 import sys
 from collections import Counter
 
@@ -9,8 +8,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from data import Example, answer_budget
 from eval import dialogue_state_scores, parse_sql, parse_state, predict, rouge_scores, score, summarise, table
-from lab.errors import LabError
-from lab.run.command import replace_unprintable
+from lab.errors import LabError, expand_paths, replace_unprintable
 from lab.run.device import choose_device
 from lab.run.pretrained import load_student
 from lab.run.rundir import read_run
@@ -63,8 +61,7 @@ def check(o, parser) -> None:
     given = [key for key, value in vars(o).items() if value != parser.get_default(key) and key != "run_dir"]
     if given and not o.model:
         parser.error(f"--{given[0].replace('_', '-')}: only with --model and --task")
-    for name in ("run_dir", "model", "task"):
-        setattr(o, name, os.path.expanduser((getattr(o, name) or "").strip()))
+    expand_paths(o, parser, "run_dir", "model", "task", "data_dir", "cache_dir")
     if o.task:
         try:
             task_name(o.task)

@@ -4,7 +4,7 @@ import torch
 
 from data import encode_example, make_batch
 from kd import Teacher, group_loss, nll, token_weights, word_kd
-from lab.run.command import replace_unprintable
+from lab.errors import replace_unprintable
 from lab.run.pretrained import pretrained
 from lab.tasks import load_task
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from lab.errors import LabError
-from lab.run.command import replace_unprintable
+from lab.errors import LabError, replace_unprintable
 from lab.run.options import parse
 from lab.run.pretrained import load_student
 from lamol import generated_samples, parse_pseudo, report
@@ -28,7 +27,7 @@ def main(argv) -> int:
     with tempfile.TemporaryDirectory() as runs:
         try:
             folder, name = argv or (train_here(runs), "toy.e2e")
-            model, tok, config = load_student(folder)
+            model, tok, config = load_student(os.path.expanduser(folder.strip()))
         except (LabError, OSError) as e:
             print(f"error: {e}", file=sys.stderr)
             return 1

@@ -3,9 +3,9 @@
 import torch
 
 from eval import greedy
+from lab.errors import replace_unprintable
 from lab.fast.decode import decode
 from lab.fast.packing import Packing
-from lab.run.command import replace_unprintable
 from lab.run.pretrained import load_gpt, nano_tokenizer
 from lamol import top_k_sampler
 

@@ -9,7 +9,7 @@
 import argparse
 import sys
 
-from lab.errors import DataError
+from lab.errors import DataError, expand_paths, replace_unprintable
 from lab.tasks.prepare import prepare
 from lab.tasks.registry import is_toy
 from lab.tasks.squad import from_lamol
@@ -19,6 +19,7 @@ from lab.tasks.table import TASKS
 def main(argv=None) -> int:
     """The command line. Returns the exit code."""
     known = [task for task in TASKS if not is_toy(task)]
+    replace_unprintable()
     parser = argparse.ArgumentParser("python -m lab.tasks", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     parser.add_argument("tasks", nargs="*", metavar="task", help=f"default: all, {', '.join(known)}")
@@ -28,6 +29,7 @@ def main(argv=None) -> int:
     )
     parser.add_argument("--cache-dir", default="~/.cache/l2kd", help="prepared JSONL goes there (default %(default)s)")
     o = parser.parse_args(argv)
+    expand_paths(o, parser, "from_lamol", "data_dir", "cache_dir")
     if unknown := [task for task in o.tasks if task not in known]:
         parser.error(f"unknown task {unknown[0]!r}: known are {', '.join(known)}")
     if o.from_lamol is not None and o.tasks:
