@@ -263,6 +263,7 @@ def test_a_student_comes_back_with_its_slots_and_config(tmp_path):
     "changes, text",
     [
         ({"task_slots": None}, "has no task_slots"),
+        ({"task_slots": [1003]}, "has no task_slots"),
         ({"task_slots": {"a": 5}}, "has no task_slots"),
         ({"task_slots": {"a": "1003"}}, "has no task_slots"),
         ({"max_len": 0}, "must be numbers from 1 to 256"),
