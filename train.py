@@ -160,8 +160,11 @@ def replay_samples(run, student, previous, n_new, task, stage):
                 samples += lamol.generated_samples(student, tok, old.name, n, run.max_len, args.top_k, generator)
     if samples:
         run.write_lines(stage, task, "pseudo.jsonl", [lamol.as_line(sample, tok) for sample in samples])
-    if previous and args.gamma > 0:
+    if samples:
         print(lamol.report(samples))
+    elif previous and args.gamma > 0:
+        few = f"γ · n = {args.gamma:g} · {n_new} is less than one sample for each of {len(previous)} earlier tasks"
+        print(f"WARNING: nothing is replayed in this stage: {few}")
     return [sample.encoded for sample in samples if not sample.rejected]
 
 

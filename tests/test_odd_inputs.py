@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 
@@ -111,3 +112,29 @@ def test_a_part_that_is_null_is_missing(tmp_path, part):
 def test_an_id_that_is_zero_or_false_is_one(tmp_path):
     task = load_task(task_folder(tmp_path / "mine", [ROW | {"id": 0}, ROW | {"id": ""}, ROW | {"id": False}]), "", "")
     assert [e.id for e in task.test] == ["0", "", "False"]
+
+
+# ---------------------------------------------------------------------- fewer pseudo-samples than earlier tasks
+
+
+@pytest.mark.parametrize(
+    "gamma, n_tasks, says", [("0.1", 3, 1), ("0.2", 4, 1), ("0.01", 3, 1), ("0.5", 3, 0), ("0", 3, 0)]
+)
+@pytest.mark.parametrize("replay", ["generated", "real"])
+def test_too_few_pseudo_samples_for_the_earlier_tasks_are_said(
+    lab, tmp_path, capsys, monkeypatch, gamma, n_tasks, says, replay
+):
+    """With 9 examples a task: one sample can't be shared by two tasks, and two not by three."""
+    import train
+
+    monkeypatch.setattr(train, "learn", lambda *a: None)
+    entries = [lab[1].split(",")[0]]
+    for i in range(1, n_tasks):
+        entries.append(str(shutil.copytree(entries[0], tmp_path / f"copy{i}")))
+    arguments = [*lab, "--order", ",".join(entries), "--kd", "none", "--gamma", gamma, "--replay", replay]
+    assert train.main(arguments) == 0
+    out = capsys.readouterr().out
+    share = f"γ · n = {gamma} · 9 is less than one sample for each of {n_tasks - 1} earlier tasks"
+    assert out.count(f"WARNING: nothing is replayed in this stage: {share}\n") == says
+    if gamma == "0":
+        assert "nothing is replayed" not in out

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from lab.fast.packing import Packing, padded_causal
+from lab.fast.packing import Packing, move, padded_causal
 
 CACHE_BYTES, MAX_ROWS = 2**31, 256  # what the keys and values of one chunk of prompts may take; its most rows
 PREFILL_TOKENS = 1024  # prompt tokens that go through the model at once
@@ -97,6 +97,8 @@ def in_chunks(model, prompts, limits, beams, decode_chunk: Callable) -> list[lis
     """Decode each chunk of prompts, in evaluation mode. With several processes each takes whole chunks in turn."""
     processes = dist.get_world_size() if dist.is_initialized() else 1
     process = dist.get_rank() if dist.is_initialized() else 0
+    # with cuDNN's attention each new shape costs a plan of some 25 ms, and nearly each step has a new one
+    torch.backends.cuda.enable_cudnn_sdp(False)
     was_training = model.training
     model.eval()
     out = [[] for _ in prompts]
@@ -176,7 +178,9 @@ def decode_rows(model, numbers, prompts, limits, stop_id, pick):
             cache.keep(keep)
             token, rows, going = token[keep], [rows[j] for j in going], list(range(len(going)))
         hidden = step(model, cache, token, used)
-        cache.length[going] += 1
+        goes_on = torch.zeros(len(rows), dtype=torch.long)
+        goes_on[going] = 1
+        cache.length += move(goes_on, cache.length.device)  # one upload, for which a GPU does not wait
     return out
 
 
