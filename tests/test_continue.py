@@ -73,7 +73,8 @@ def test_a_parent_with_other_data_weights_or_scores_now_is_refused(three, tmp_pa
     write_jsonl(parent / "scores.jsonl", rows)
     shutil.rmtree(directory(arguments))
     config = read_json(parent / "model" / "config.json")
-    write_json(parent / "model" / "config.json", config | {"resid_pdrop": 0.5})
+    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.5)
+    write_json(parent / "model" / "config.json", config | rates)
     assert "its student has another shape than --model nano" in error(capsys, arguments)
     with open(tmp_path / "sizes" / "train.jsonl", "a", encoding="utf-8") as f:
         f.write('{"context": "a new one", "question": "size?", "answer": "big"}\n')

@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 import data
-from lab.errors import DataError
+from lab.errors import DataError, ModelFileError
 from lab.files import read_json
+from lab.run.pretrained import NANO, read_config, tokenizer_of
 from lab.tasks import load_task
 from lab.tasks.registry import metric_of
 
@@ -138,3 +139,33 @@ def test_too_few_pseudo_samples_for_the_earlier_tasks_are_said(
     assert out.count(f"WARNING: nothing is replayed in this stage: {share}\n") == says
     if gamma == "0":
         assert "nothing is replayed" not in out
+
+
+# ---------------------------------------------------------------------- config.json of a model
+
+RATES = ("resid_pdrop", "attn_pdrop", "embd_pdrop")
+
+
+def config_with(folder, mark="", **changes):
+    config = read_json(NANO / "config.json") | changes
+    path = folder / "config.json"
+    path.write_text(mark + json.dumps({key: x for key, x in config.items() if x != "absent"}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "rates", [(0.1, 0.2, 0.1), (0, 0.1, 0), (0.0, 0.0, 0.1), (0.3, 0.3, "absent"), (0.1, None, 0.1)]
+)
+def test_unequal_dropout_rates_are_refused(tmp_path, rates):
+    with pytest.raises(
+        ModelFileError, match=r"config\.json: (attn|embd)_pdrop = .*, but resid_pdrop = [\d.]+; make them"
+    ):
+        read_config(config_with(tmp_path, **dict(zip(RATES, rates))))
+
+
+@pytest.mark.parametrize("rates", [(0.2, 0.2, 0.2), (0, 0.0, 0), ("absent",) * 3, (0.1, "absent", 0.1)])
+def test_equal_dropout_rates_are_the_models(tmp_path, rates):
+    wanted = 0.1 if rates[0] == "absent" else rates[0]
+    assert read_config(config_with(tmp_path, **dict(zip(RATES, rates)))).dropout == wanted
+    assert read_config(config_with(tmp_path, BOM, **dict(zip(RATES, rates)))).dropout == wanted
+    assert tokenizer_of(tmp_path).name == "nano"

@@ -150,7 +150,7 @@ def read_object(path: Path) -> dict:
     try:
         if not path.is_file():  # reading a pipe would block
             raise FileNotFoundError
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # perhaps with a byte order mark
     except FileNotFoundError:
         raise ModelFileError(f"{path} is missing; a model folder holds config.json and model.safetensors") from None
     except (ValueError, RecursionError, OSError) as e:
@@ -179,6 +179,9 @@ def read_config(path: Path) -> GPTConfig:
         if type(value) not in (int, float) or not 0 <= value < 1:
             raise ModelFileError(f"{path}: {name} must be a number from 0 to 1, not {value!r}")
         shape[key] = value
+    for name in ("embd_pdrop", "attn_pdrop"):
+        if (value := raw.get(name, GPTConfig.dropout)) != shape["dropout"]:
+            raise ModelFileError(f"{path}: {name} = {value!r}, but resid_pdrop = {shape['dropout']}; make them equal")
     return GPTConfig(**shape)
 
 
