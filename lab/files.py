@@ -41,7 +41,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(f)
     except OSError as e:
-        if not (path.is_dir() and e.errno in (errno.EINVAL, errno.ENOTSUP)):
+        if not (path.is_dir() and e.errno in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)):
             raise
     finally:
         os.close(f)

@@ -1,23 +1,33 @@
 """Many tasks, long names, odd names, notebooks, terminals, file systems. python -m pytest tests/test_surroundings.py"""
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import os
 import re
 import runpy
 import shutil
+import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from paper_runs import finish, same
+from raw_formats import interchange
 
 from data import SLOTS, Tokenizer
-from lab.files import read_json, short_name
+from lab.errors import RunError
+from lab.files import read_json, short_name, write_json
+from lab.paper.experiments import keys_of
+from lab.paper.runs import start
 from lab.run import Run
 from lab.run.options import Options, full_name, parse, run_name, task_names
 from lab.run.pretrained import NANO, nano_tokenizer
-from lab.tasks import TASKS
+from lab.tasks import TASKS, load_task
 from train import main
 
 ROOT = Path(__file__).parents[1]
@@ -307,3 +317,99 @@ def test_an_unknown_home_is_one_line(command, argv, monkeypatch, capsys, tmp_pat
     err = capsys.readouterr().err
     assert "the home directory is not known; set HOME" in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------- file systems
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP])
+def test_everything_is_written_where_folders_can_not_be_synced(number, lab, tmp_path, monkeypatch):
+    """Runs with teachers and checkpoints, a run that goes on, prepared data, a vocabulary."""
+    fsync, refused = os.fsync, []
+
+    def files_only(f):
+        if stat.S_ISDIR(os.fstat(f).st_mode):
+            refused.append(f)
+            raise OSError(number, os.strerror(number))
+        fsync(f)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    assert main([*lab, "--kd", "seq", "--epochs", "1", "--keep-models"]) == 0
+    (run,) = (tmp_path / "runs").glob("colors*")
+    assert main(["--continue", str(run), "--order", str(shutil.copytree(tmp_path / "sizes", tmp_path / "third"))]) == 0
+    rows = [{"context": "c", "question": "q", "answer": "a"}] * 3
+    interchange(tmp_path / "raw" / "yelp", rows)
+    assert len(load_task("yelp", tmp_path / "raw", tmp_path / "cache").test) == 3
+    write_json(tmp_path / "x.json", {})
+    assert len(refused) > 10
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("where", ["run", "teachers", "paper"])
+def test_a_lock_that_can_not_be_had_is_one_line(number, where, lab, tmp_path, monkeypatch, capsys):
+    flock = fcntl.flock
+
+    def without(f, how):
+        path = os.readlink(f"/proc/self/fd/{f if isinstance(f, int) else f.fileno()}")
+        if where == "paper" or ("/teachers/" in path) == (where == "teachers"):
+            raise OSError(number, os.strerror(number))
+        return flock(f, how)
+
+    monkeypatch.setattr("fcntl.flock", without)
+    if where == "paper":
+        with pytest.raises(RunError, match=r"this file system has no locks .*; use a folder on another one"):
+            (tmp_path / "a run").mkdir()
+            start(tmp_path / "a run", [], 1)
+        return
+    assert main([*lab, "--epochs", "1"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and re.search(r"this file system has no locks \(.*\); use a folder on another one", err)
+
+
+# ---------------------------------------------------------------------- what comes after the result
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """As where matplotlib is broken, or its backend is one that is not there."""
+
+    def broken(*a, **k):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setenv("MPLBACKEND", "module://nowhere.at_all")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", broken)
+
+
+def test_a_run_without_its_picture_has_finished(lab, tmp_path, no_pictures, capsys):
+    assert main([*lab, "--kd", "none", "--epochs", "1"]) == 0
+    (run,) = (tmp_path / "runs").glob("colors*")
+    out = capsys.readouterr().out
+    assert "WARNING: curves.png can't be drawn (RuntimeError: no fonts)" in out and "average" in out
+    assert (run / "summary.json").exists() and not list(run.glob("*.png")) and not list(run.glob(".*"))
+    assert main([*lab, "--kd", "none", "--epochs", "1", "--resume"]) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["figure3", "figure4", "toy"])
+def test_a_figure_that_can_not_be_drawn_is_a_warning(what, tmp_path, no_pictures, monkeypatch, capsys):
+    for key in keys_of(what, [0])[:2]:
+        finish(tmp_path, key, same(key.order, 50.0))
+    folders = ["--runs-dir", str(tmp_path), "--keep", str(tmp_path / "none"), "--out", str(tmp_path / "x.png")]
+    assert call("-m lab.paper", [what, *folders], monkeypatch) == 0
+    said = capsys.readouterr()
+    assert f"WARNING: {tmp_path / 'x.png'} can't be drawn (RuntimeError: no fonts); --csv prints" in said.err
+    assert ("| method |" in said.out) == (what == "toy") and str(tmp_path) not in said.out
+    assert call("-m lab.paper", [what, "--csv", *folders[:4]], monkeypatch) == 0
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "TkAgg"])
+def test_the_backend_of_a_notebook_is_no_obstacle(backend, tmp_path):
+    """In a process of its own, which inherits it."""
+    code = "from lab.run.report import draw_run; import sys; " + (
+        "draw_run(['a'], 1, [{'stage': s, 'epoch': 1, 'task': 'a', 'score': 5.0} for s in (0, 1)], sys.argv[1])"
+    )
+    environment = os.environ | {"MPLBACKEND": backend}
+    environment.pop("DISPLAY", None)
+    path = tmp_path / "x.png"
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, env=environment, check=True)
+    assert path.read_bytes().startswith(b"\x89PNG")

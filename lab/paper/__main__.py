@@ -111,11 +111,24 @@ def show(o, runs: dict[RunKey, Path]) -> None:
     if not runs or o.style == "csv":
         return
     if o.what in FIGURES:
-        path = Path(o.out or o.runs_dir / f"{o.what}.png").expanduser()
-        draw(o.what, cells, path)
-        print(path)
+        path = Path(o.out or o.runs_dir / f"{o.what}.png")
+        if drawn(path, lambda: draw(o.what, cells, path)):
+            print(path)
     elif o.out:
-        draw_toy(cells, runs, Path(o.out).expanduser())
+        drawn(Path(o.out), lambda: draw_toy(cells, runs, Path(o.out)))
+
+
+def drawn(path: Path, how) -> bool:
+    """Draw a figure. One that fails is a warning: the runs are there. Raises OSError if it can't be written."""
+    try:
+        how()
+        return True
+    except (LabError, OSError):
+        raise
+    except Exception as e:
+        hint = "--csv prints the numbers"
+        print(f"WARNING: {path} can't be drawn ({type(e).__name__}: {e}); {hint}", file=sys.stderr)
+        return False
 
 
 def collect(o, extra) -> dict[RunKey, Path]:
