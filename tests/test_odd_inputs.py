@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -169,3 +171,22 @@ def test_equal_dropout_rates_are_the_models(tmp_path, rates):
     assert read_config(config_with(tmp_path, **dict(zip(RATES, rates)))).dropout == wanted
     assert read_config(config_with(tmp_path, BOM, **dict(zip(RATES, rates)))).dropout == wanted
     assert tokenizer_of(tmp_path).name == "nano"
+
+
+# ---------------------------------------------------------------------- the recipe for a data set of Hugging Face
+
+
+@pytest.mark.parametrize("label", [-1, None, 4, -4])
+def test_the_recipe_leaves_out_rows_without_a_label_and_counts_them(label, tmp_path, monkeypatch, capsys):
+    datasets = pytest.importorskip("datasets")
+    text = (Path(__file__).parents[1] / "lab" / "docs" / "DATA.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```python\n(import datasets\n.*?)```", text, re.DOTALL)
+    train = {"text": ["a goal", "a bank", "a king"], "label": [1, 2, 0]}
+    test = {"text": ["a goal", "nobody knows", "nor here", "a cell"], "label": [1, label, label, 3]}
+    there = datasets.DatasetDict({"train": datasets.Dataset.from_dict(train), "test": datasets.Dataset.from_dict(test)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: there)
+    monkeypatch.chdir(tmp_path)
+    exec(recipe, {})
+    assert "without a label: {'train': 0, 'test': 2}" in capsys.readouterr().out
+    task = load_task("agnews", "", "")
+    assert [e.answer for e in task.test] == ["sports", "science"] and len(task.train) == 3
