@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -41,34 +42,46 @@ from lab.tasks import load_task
 # ---------------------------------------------------------------------- children
 
 
-def in_child(case: dict, side: str, device: str, against: str) -> dict:
+def in_child(case: dict, side: str, device: str, against: str = "", runs: str = "") -> dict:
     """One measurement of a side in a process of its own. Raises RunError with what it printed if it fails.
 
-    "before" is "ours" in the checkout `against`, by the benchmark that it has."""
+    "before" is "ours" in the checkout `against`, by the benchmark that it has. runs: what RUNS means in arguments. A
+    child that does not measure its memory gets as `peak` its resident bytes, as the system counts them."""
     root, module = ROOT, "lab.check.bench"
     if side == "before":
-        root, side = Path(against), "ours"
+        root = Path(against)
         module = module if (root / "lab" / "check" / "bench.py").is_file() else "lab.bench"
-    with tempfile.TemporaryDirectory() as runs:
-        text = json.dumps(case | {"side": side}).replace("RUNS", runs)
-        command = [sys.executable, "-m", module, "--device", device, "--case", text]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=root)
-    if done.returncode:
-        printed = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        why = printed[-1] if printed else f"exit code {done.returncode}"
+    case = case | {"side": "usual" if side == "usual" else "ours"}
+    case |= {"arguments": [text.replace("RUNS", runs) for text in case.get("arguments", [])]}
+    command = [sys.executable, "-m", module, "--device", device, "--case", json.dumps(case)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the same on every side
+    plain = {"mode": "w+", "errors": "replace"}
+    with tempfile.TemporaryFile(**plain) as out, tempfile.TemporaryFile(**plain) as err:
+        child = subprocess.Popen(command, stdout=out, stderr=err, cwd=root, env=environment)
+        _, status, used = os.wait4(child.pid, 0)  # of this child alone
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0), err.seek(0)
+        lines, printed = out.read().splitlines(), err.read().splitlines()
+    if child.returncode:
+        why = ((printed or lines)[-1:] or [f"exit code {child.returncode}"])[0]
         raise RunError(f"{case['name']}, {side} in {root}: {why}")
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(lines[-1])
+    if "seconds" in found and device == "cpu":
+        found = {"peak": 1024 * used.ru_maxrss} | found  # at least what this process had when it started the child
+    return found
 
 
-def compare(case: dict, rounds: int, device: str, against: str) -> dict:
-    """All sides of a case by turns -> the median of each number, and of the ratios ours / other of each round."""
+def compare(case: dict, rounds: int, device: str, against: str, folder: str) -> dict:
+    """All sides of a case by turns -> the median of each number, and of the ratios ours / other of each round.
+
+    folder: for the runs of a part. Its cases find there what an earlier one has made in the same round."""
     sides = [side for side in case["sides"] if side != "before" or against]
     if against and "before" in sides:
         sides = ["before", "ours"]  # the usual way has not changed
     found = {side: [] for side in sides}
     for i in range(rounds):
         for side in sides:
-            found[side].append(in_child(case | {"seed": i}, side, device, against))
+            found[side].append(in_child(case | {"seed": i}, side, device, against, f"{folder}/{side}-{i}"))
     result = {"name": case["name"], "dtype": case["dtype"], "rounds": rounds}
     for side, values in found.items():
         result[side] = {key: median(v[key] for v in values) for key in values[0] if key != "stages"}
@@ -103,11 +116,7 @@ def line_of(result: dict, peaks: dict) -> str:
     if "stages" in ours:
         return f"{head} " + "; ".join(stages_of(ours))
     if "seconds" in ours:
-        text = f"{head} {ours['seconds']:8.1f} s"
-        if other:
-            ratio = result[f"ratio to {other}"]
-            text += f", {other} {result[other]['seconds']:.1f} s, speed {ratio['rate']:.2f}"
-        return text
+        return f"{head} " + ", ".join(run_of(result, other))
     text = f"{head} {ours['rate']:8.1f} "
     if other:
         ratio = result[f"ratio to {other}"]
@@ -120,6 +129,18 @@ def line_of(result: dict, peaks: dict) -> str:
     if "flops" in ours and result["dtype"] in peaks:
         text += f"{ours['flops'] / peaks[result['dtype']]:8.0%}"
     return text
+
+
+def run_of(result: dict, other: str) -> list[str]:
+    """A whole run: seconds and memory, and both beside the other side's."""
+    ours, peak = result["ours"], f"{result['ours'].get('peak', 0) / 1e9:.2f} GB"
+    texts = [f"{ours['seconds']:8.1f} s", *([peak] if "peak" in ours else [])]
+    if other:
+        ratio = result[f"ratio to {other}"]
+        low, high = ratio["spread"]
+        texts.append(f"{other} {result[other]['seconds']:.1f} s, speed {ratio['rate']:.2f} ({low:.2f}-{high:.2f})")
+        texts += [f"memory in all {ratio['peak']:.2f}"] if "peak" in ratio else []
+    return texts
 
 
 def stages_of(ours: dict) -> list[str]:
@@ -183,19 +204,21 @@ def main(argv=None) -> int:
 def bench(a, device) -> None:
     """Measure the parts that were asked for, print the table as it grows, write the JSON."""
     where = {key: str(Path(getattr(a, key)).expanduser().absolute()) for key in ("data_dir", "cache_dir")}
-    load_task("woz", **where, limit=1)  # if it is missing, say so before anything is measured
+    parts = a.parts or PARTS
+    if {"step", "generate"} & set(parts):
+        load_task("woz", **where, limit=1)  # if it is missing, say so before anything is measured
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"{date.today()}, {name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     plain = {"what": "peak", "name": "matrix product"}
     peaks = {
-        dtype: in_child(plain | {"dtype": dtype}, "ours", str(device), "")["flops"] for dtype in ("float32", "bfloat16")
+        dtype: in_child(plain | {"dtype": dtype}, "ours", str(device))["flops"] for dtype in ("float32", "bfloat16")
     }
     print("matrix product: " + ", ".join(f"{dtype} {x / 1e12:.2f} TFLOP/s" for dtype, x in peaks.items()))
     print(HEADER)
     head = {"date": str(date.today()), "machine": name, "torch": torch.__version__, "peak": peaks}
     head |= {"threads": torch.get_num_threads()}
     results = []
-    for part in a.parts or PARTS:
+    for part in parts:
         with tempfile.TemporaryDirectory() as folder:
             with contextlib.redirect_stdout(io.StringIO()):
                 cases = cases_of(part, a.quick, folder, where, str(device))
@@ -203,7 +226,7 @@ def bench(a, device) -> None:
                 if a.against and "before" not in case["sides"]:
                     continue
                 rounds = 1 if a.quick or case["what"] == "growth" else a.rounds
-                results.append(compare(case, rounds, str(device), a.against) | {"part": part})
+                results.append(compare(case, rounds, str(device), a.against, folder) | {"part": part})
                 print(line_of(results[-1], peaks), flush=True)
                 if a.json:
                     write_json(Path(a.json), head | {"results": results})

@@ -12,7 +12,8 @@ version of this project. So the keys keep their meaning:
     batch, steps, kd, cache            updates: examples in each, how many, the method, bytes for the teacher's states
     prompts, top_k, stop, seed         generation: rows, words to sample from (null: greedy), stop token (-1: none)
     task_id, new                       all prompts are this token, and get at most so many new ones
-    arguments                          of train.py; RUNS in them is a folder of each side's and round's own
+    arguments                          of train.py; RUNS in them is a folder of each side's and round's own, which
+                                       the cases of a part share: teachers are found there
 
 `sides`: who can be measured, for the parent alone.
 """
