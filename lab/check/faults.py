@@ -1,4 +1,4 @@
-"""Faults on purpose: what becomes of runs that are killed, stopped, damaged, out of disk, begun twice, or fed garbage.
+"""What becomes of runs that are killed, stopped, damaged, out of disk, started twice, or fed garbage.
 
     python -m lab.check.faults                        all of them, the long way: about an hour on two cores
     python -m lab.check.faults kill --rounds 3        25 random kills of each KD variant by default
@@ -41,9 +41,9 @@ class Lab:
     def __init__(self, folder: Path, variant: str):
         self.folder, self.options = folder, SMALL + VARIANTS[variant]
         process = self.until("unbroken", lambda run: True)
-        began, said = time.time(), process.communicate()[1]
+        began, message = time.time(), process.communicate()[1]
         if process.returncode:
-            raise SystemExit(f"error: the unbroken run failed: {said}")
+            raise SystemExit(f"error: the unbroken run failed: {message}")
         self.seconds, self.wanted = time.time() - began, self.result("unbroken")  # since it had a directory
 
     def start(self, runs: str, *more, **keywords):
@@ -53,10 +53,10 @@ class Lab:
         return subprocess.Popen(command, env=ENVIRONMENT, **pipes, **keywords)
 
     def run(self, runs: str, *more, **keywords) -> tuple[int, str]:
-        """A whole run -> its exit code, and what it said on stderr."""
+        """A whole run -> its exit code, and what it printed on stderr."""
         process = self.start(runs, *more, **keywords)
-        said = process.communicate()[1]
-        return process.returncode, said.strip()
+        message = process.communicate()[1]
+        return process.returncode, message.strip()
 
     def directory(self, runs: str) -> Path | None:
         """The run's directory, if it has been made."""
@@ -68,7 +68,7 @@ class Lab:
         files = {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
         found = {name: content for name, content in files.items() if name not in left_out}
         log = [{k: v for k, v in line.items() if k != "tokens_per_s"} for line in read_jsonl(run / "log.jsonl")]
-        log = [line for line in log if line["phase"] == "student"]  # a teacher may have been found, and not made
+        log = [line for line in log if line["phase"] == "student"]  # a teacher may have been loaded, not trained
         return found | {"log": log, "summary": "summary.json" in files}
 
     def until(self, runs: str, condition) -> subprocess.Popen:
@@ -101,17 +101,17 @@ def kill(lab: Lab, rounds: int, r: random.Random, number=signal.SIGKILL) -> dict
                 except subprocess.TimeoutExpired:
                     process.send_signal(number)
                     hit = True
-            said = process.communicate()[1].strip()
+            message = process.communicate()[1].strip()
             if process.returncode == 0:
                 break
             count["hits"] += hit
             if number == signal.SIGKILL:
                 good = process.returncode == -number
             else:  # the last moments of a process, when all is done, are Python's own
-                good = process.returncode == 128 + number and said.startswith("interrupted") and "\n" not in said
+                good = process.returncode == 128 + number and message.startswith("interrupted") and "\n" not in message
                 good = good or (lab.directory(name) / "summary.json").exists()
             if not (hit and good):
-                print(f"    ended with {process.returncode}: {said}")
+                print(f"    ended with {process.returncode}: {message}")
                 clear = False
             if not hit:
                 break
@@ -137,15 +137,15 @@ def damage(lab: Lab, r: random.Random) -> dict:
                 copy.unlink()
             else:
                 os.truncate(copy, 0 if how == "emptied" else r.randrange(copy.stat().st_size))
-            code, said = lab.run("copy", "--resume")
+            code, message = lab.run("copy", "--resume")
             identical = code == 0 and lab.result("copy") == lab.wanted
-            refused = code == 1 and said.startswith("error: ") and len(said.splitlines()) == 1
+            refused = code == 1 and message.startswith("error: ") and len(message.splitlines()) == 1
             count["files"] += 1
             count["identical"] += identical
             count["refused"] += refused
             if not identical and not refused:
                 count["bad"] += 1
-                print(f"    {path.name} {how}: {code}, {said[-300:]}")
+                print(f"    {path.name} {how}: {code}, {message[-300:]}")
             shutil.rmtree(lab.folder / "copy")
     return count
 
@@ -166,11 +166,11 @@ def disk(lab: Lab, r: random.Random) -> dict:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
             more = ["--resume"] if started else []
-            code, said = lab.run("copy", *more, preexec_fn=limited)
+            code, message = lab.run("copy", *more, preexec_fn=limited)
             kept = [p.read_bytes() for p in checkpoints(lab.directory("copy"))] if started else []
             count["runs"] += 1
-            count["clear"] += code == 1 and said.startswith("error: ") and len(said.splitlines()) == 1
-            code, said = lab.run("copy", "--resume")
+            count["clear"] += code == 1 and message.startswith("error: ") and len(message.splitlines()) == 1
+            code, message = lab.run("copy", "--resume")
             count["identical"] += code == 0 and lab.result("copy") == lab.wanted and (not started or last in kept)
             shutil.rmtree(lab.folder / "copy")
     return count | {"bad": 2 * count["runs"] - count["clear"] - count["identical"]}
@@ -183,7 +183,7 @@ def twice(lab: Lab, r: random.Random) -> dict:
     answers = [lab.run("twice"), lab.run("twice", "--resume")]
     os.kill(process.pid, signal.SIGCONT)
     process.communicate()
-    refused = sum(code == 1 and "another process is making this run" in said for code, said in answers)
+    refused = sum(code == 1 and "another process is making this run" in message for code, message in answers)
     identical = int(lab.result("twice") == lab.wanted)
     return {"tries": 2, "refused": refused, "identical": identical, "bad": 3 - refused - identical}
 

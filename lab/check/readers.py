@@ -8,18 +8,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
+from data import Example, Task
 from eval import METRICS, score
 from lab.files import append_jsonl, write_json
 from lab.paper.experiments import cells_of, keys_of
 from lab.paper.figures import draw
 from lab.paper.numbers import hits
-from lab.run.checkpoint import last_checkpoint, save_checkpoint
-from lab.run.options import Options, parent_of
+from lab.run.checkpoint import kept_of, last_checkpoint, load_moments, save_checkpoint, weights_of
+from lab.run.options import Options, differences, parent_of
 from lab.run.pretrained import load_student, save_gpt
+from lab.run.report import worked_examples
+from lab.run.resume import fitting_checkpoint
 from lab.run.rundir import read_run
+from lab.run.teachers import load_teacher
 from lab.tasks import load_task
 from lab.tasks.cnn import story_name
 from lab.tasks.prepare import prepare
@@ -109,6 +114,7 @@ def real_files(data: Path) -> list[Reader]:
 def made_archives() -> list[Reader]:
     """Small files in the form of the public archives."""
     rows = {"yelp/yelp_review_full": b'"5","good \\n food"\n"1","bad ""food"""\n'}
+    rows |= {"amazon/amazon_review_full": b'"5","good","a \\n book"\n"1","bad","a ""book"""\n'}
     rows |= {"dbpedia/dbpedia": b'1,"A","a company"\n2,"B","a school"\n'}
     rows |= {"yahoo/yahoo_answers": b'"1","why","so","it is"\n"2","who","","he"\n'}
     found = []
@@ -170,16 +176,19 @@ def model_reader(folder: Path) -> Reader:
 
 
 def run_readers(folder: Path) -> list[Reader]:
-    """What reads a run's directory: its table, --continue, --resume, the tables of the paper."""
+    """What reads a run's directory: its table, --continue, --resume, worked examples, the tables of the paper."""
     run = folder / "run"
     run.mkdir()
     append_jsonl(run / "scores.jsonl", {"stage": 1, "epoch": 1, "task": "a", "score": 1.0})
     state = {"phase": "", "stages": 1, "stage": 1, "name": "a", "said": "", "seconds": 1.0, "phase_seconds": 1.0}
     state |= {"epoch": 0, "samples_seen": 0, "steps": 0, "teacher_times": {"a": 1.0}, "made_here": {}, "scaler": {}}
     save_checkpoint(run, state, tiny(), None, {"hook": torch.ones(2)})
+    model, optimizer = with_moments()
+    save_checkpoint(run, state | {"phase": "student", "epoch": 1, "steps": 1}, model, optimizer)
     options = asdict(Options(method="lamol", kd="word", model="nano", order="woz"))
     options |= {"epochs": 1, "lr": 0.1, "batch_size": 8, "adam_epsilon": 1e-8, "eval_every_epoch": True}
-    write_json(run / "config.json", options | {"tasks": ["woz"], "data": {"woz": "0"}, "slots": {"a": 1010}})
+    config = options | {"tasks": ["woz"], "data": {"woz": "0"}, "slots": {"a": 1010}}
+    write_json(run / "config.json", config)
     summary = {"order": ["a"], "method": "lamol", "scores": {"0": {"a": 0.0}, "1": {"a": 1.0}}, "average": 1.0}
     summary |= dict.fromkeys(("backward_transfer", "forward_transfer", "forgetting"))
     write_json(run / "summary.json", summary)
@@ -187,12 +196,65 @@ def run_readers(folder: Path) -> list[Reader]:
     parent = {name: files[name] for name in ("run/config.json", "run/summary.json")}
     cut_off = {name: content for name, content in files.items() if "checkpoint" in name or "scores" in name}
     table = {"run/summary.json": files["run/summary.json"]}
+    options_alone = {"run/config.json": files["run/config.json"]}
     return [
         Reader("a run's table", table, lambda at: read_run(at / "run")),
         Reader("a run to continue", parent, lambda at: parent_of(str(at / "run"))),
-        Reader("a checkpoint", cut_off, lambda at: last_checkpoint(at / "run", True, 2**40)),
+        Reader("the options of a run to resume", options_alone, lambda at: differences(at / "run/config.json", config)),
+        Reader("a checkpoint", cut_off, lambda at: go_on(at / "run")),
+        Reader("a teacher", teacher_files(folder), find_teacher),
+        Reader("the texts of a run", texts_of_a_run(), show_texts),
         Reader("a run behind a table", behind(summary), lambda at: read_tables(at / "run")),
     ]
+
+
+def with_moments():
+    """A model and its optimizer after one update."""
+    model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.zeros(1, 2, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def go_on(run: Path) -> None:
+    """What --resume does with checkpoints."""
+    found, base = last_checkpoint(run, True, 2**40)
+    model, optimizer = with_moments()
+    with fitting_checkpoint(SimpleNamespace(dir=run)):
+        if base:
+            model.load_state_dict(weights_of(base[1]))
+        if found:
+            kept_of(*found, torch.device("cpu"))
+            model.load_state_dict(weights_of(found[1]))
+            if found[0]["phase"]:
+                load_moments(*found, optimizer)
+
+
+def teacher_files(folder: Path) -> dict[str, bytes]:
+    """A teacher as a run has saved it."""
+    save_gpt(tiny(), folder / "teacher" / "model", tokenizer="nano")
+    write_json(folder / "teacher" / "config.json", {"task": "a", "seconds": 1.0})
+    return {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "teacher").rglob("*") if p.is_file()}
+
+
+def find_teacher(at: Path) -> None:
+    run = SimpleNamespace(teacher_start=tiny(), teacher_times={}, device=torch.device("cpu"))
+    load_teacher(run, Task("a", "em", [], []), at / "teacher")
+
+
+def texts_of_a_run() -> dict[str, bytes]:
+    """The answers and pseudo-samples of a run with one stage."""
+    answers = [{"task": "a", "id": str(i), "prediction": "red", "answer": "red"} for i in range(3)]
+    parts = {"context_and_question": "a red car color?", "answer": "red", "ids": [1010, 5]}
+    pseudo = [{"task": "a", "source": "generated", "rejected": why} | parts for why in ("", "no ANS")]
+    rows = {"run/1-a/predictions.jsonl": answers, "run/1-a/pseudo.jsonl": pseudo}
+    return {name: "".join(json.dumps(x) + "\n" for x in lines).encode() for name, lines in rows.items()}
+
+
+def show_texts(at: Path) -> None:
+    examples = [Example("a red car", "color?", "red", str(i)) for i in range(3)]
+    worked_examples(SimpleNamespace(dir=at / "run", tasks=[Task("a", "em", [], examples)]))
 
 
 def behind(summary: dict) -> dict[str, bytes]:
