@@ -103,9 +103,9 @@ class Tokenizer:
 # ---------------------------------------------------------------------- an example -> two rows
 
 
-@dataclass
-class Encoded:
-    """A sample: both rows of an example, how many tokens did not fit, and the example's id."""
+@dataclass(eq=False)
+class Sample:
+    """Both rows of an example, how many tokens did not fit, and the example's id."""
 
     qa_ids: list[int]
     qa_labels: list[int]
@@ -113,10 +113,10 @@ class Encoded:
     lm_labels: list[int]
     context_cut: int = 0
     answer_cut: int = 0
-    id: str = field(default="", compare=False)
+    id: str = ""
 
 
-def encode_parts(c, q, a, task_id, tokenizer, max_len, stopped=True, id="") -> Encoded | None:
+def encode_parts(c, q, a, task_id, tokenizer, max_len, stopped=True, id="") -> Sample | None:
     """Ids of context, question and answer -> both rows, or None when question, ANS and one answer token don't fit.
 
     Both rows are cut in the same place. An answer that is too long by itself is cut first, then the context keeps its
@@ -128,7 +128,7 @@ def encode_parts(c, q, a, task_id, tokenizer, max_len, stopped=True, id="") -> E
     context = c[: max(0, room - len(a))]
     end = tokenizer.eos_id if stopped and len(a) <= room else IGNORE
     qa_ids = context + q + [tokenizer.ans_id] + answer
-    return Encoded(
+    return Sample(
         qa_ids=qa_ids,
         qa_labels=[IGNORE] * len(context + q) + answer + [end],
         lm_ids=[task_id, *qa_ids],
@@ -139,7 +139,7 @@ def encode_parts(c, q, a, task_id, tokenizer, max_len, stopped=True, id="") -> E
     )
 
 
-def encode_example(example: Example, task_id: int, tokenizer: Tokenizer, max_len: int) -> Encoded | None:
+def encode_example(example: Example, task_id: int, tokenizer: Tokenizer, max_len: int) -> Sample | None:
     """An example -> both rows (at most max_len ids each), or None when it is rejected as too long."""
     c, q, a = (tokenizer.encode(text) for text in (example.context, example.question, example.answer))
     return encode_parts(c, q, a, task_id, tokenizer, max_len, id=example.id)
@@ -182,13 +182,19 @@ def plan_epoch(n_current, n_replay, batch_size, updates, generator) -> list[list
 
 @dataclass
 class Row:
-    """A row in a batch: its ids and labels, which of the two rows it is, and where its sample comes from."""
+    """A row in a batch: of which sample, which of its two rows, and where the sample comes from."""
 
-    ids: list[int]
-    labels: list[int]
-    lm: bool  # an LM row, else a QA row
+    sample: Sample
+    lm: bool  # the LM row, else the QA row
     replay: bool  # of an earlier task, else of the current one
-    key: tuple[int, bool]  # the sample's index, and `lm`
+
+    @property
+    def ids(self) -> list[int]:
+        return self.sample.lm_ids if self.lm else self.sample.qa_ids
+
+    @property
+    def labels(self) -> list[int]:
+        return self.sample.lm_labels if self.lm else self.sample.qa_labels
 
 
 @dataclass
@@ -202,47 +208,44 @@ class Group:
     labels: torch.Tensor  # (S,): what each must predict
     lm: torch.Tensor  # (S,) bool: of an LM row
     replay: torch.Tensor  # (S,) bool: of a replayed row
-    soft: torch.Tensor  # (S,) bool: the target is the teacher's distribution, else it is the label
+    soft: torch.Tensor  # which of the S tokens learn the teacher's distribution
+    hard: torch.Tensor  # which of them learn their labels: all others
     process: int = 0  # which of several processes takes it
 
     def to(self, device) -> "Group":
-        tensors = (self.ids, self.supervised, self.labels, self.lm, self.replay, self.soft)
+        tensors = (self.ids, self.supervised, self.labels, self.lm, self.replay, self.soft, self.hard)
         return Group(self.rows, self.packing.to(device), *(move(x, device) for x in tensors), self.process)
 
 
 def make_batch(samples, indices, n_current, lm=True, soft=False, layout=None) -> list[Group]:
     """Both rows of each sample in an update, without `lm` the QA row only, in groups of one forward pass each.
 
-    samples: list of Encoded, the `n_current` current ones first. soft: current tokens learn the teacher's distribution.
+    samples: list of Sample, the `n_current` current ones first. soft: current tokens learn the teacher's distribution.
     layout: a lab.fast.packing.Layout; how rows are grouped does not change the loss."""
-    rows = []
-    for i in indices:
-        sample, replay = samples[i], i >= n_current
-        rows.append(Row(sample.qa_ids, sample.qa_labels, False, replay, (i, False)))
-        if lm:
-            rows.append(Row(sample.lm_ids, sample.lm_labels, True, replay, (i, True)))
+    kinds = (False, True) if lm else (False,)
+    rows = [Row(samples[i], kind, replay=i >= n_current) for i in indices for kind in kinds]
     groups = (layout or Layout()).groups([len(row.ids) for row in rows])
     return [collate([rows[i] for i in group], soft, process) for process, group in groups]
 
 
 def collate(rows: list[Row], soft: bool = False, process: int = 0) -> Group:
-    """Rows as tensors, one after another."""
+    """Rows as tensors on the CPU, one after another."""
     labels = torch.tensor([label for row in rows for label in row.labels])
     lengths = torch.tensor([len(row.ids) for row in rows])
-    lm, replay = (
-        torch.tensor(of_row).repeat_interleave(lengths)
-        for of_row in ([row.lm for row in rows], [row.replay for row in rows])
-    )
     supervised = (labels != IGNORE).nonzero()[:, 0]
+    lm = torch.tensor([row.lm for row in rows]).repeat_interleave(lengths)[supervised]
+    replay = torch.tensor([row.replay for row in rows]).repeat_interleave(lengths)[supervised]
+    is_soft = ~replay & soft
     return Group(
         rows=rows,
         packing=Packing.of(lengths.tolist()),
         ids=torch.tensor([[i for row in rows for i in row.ids]]),
         supervised=supervised,
         labels=labels[supervised],
-        lm=lm[supervised],
-        replay=replay[supervised],
-        soft=~replay[supervised] if soft else torch.zeros(len(supervised), dtype=torch.bool),
+        lm=lm,
+        replay=replay,
+        soft=is_soft.nonzero()[:, 0],
+        hard=(~is_soft).nonzero()[:, 0],
         process=process,
     )
 

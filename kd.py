@@ -12,6 +12,7 @@ sequence-level methods need no loss of their own, only other rows:
     python kd.py     shows the three on a toy distribution
 """
 
+from collections import ChainMap
 from functools import partial
 
 import torch
@@ -54,14 +55,12 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
     In the authors' code `added` is the rule of Word-KD and Seq-KD_soft, `joint` that of all else. A hard target that is
     ANS, which only LM rows have, counts `ans_weight` times, in the sum and in its divisor. An empty part adds nothing.
     """
-    weights = [torch.where((group.labels == ans_id) & ~group.soft, ans_weight, 1.0) for group in batch]
-    divided = [[group.lm == lm for group in batch] for lm in (False, True)]  # masks of the tokens with one divisor
-    if rule == "added":
-        divided = [[m & (g.replay == replay) for m, g in zip(ms, batch)] for ms in divided for replay in (False, True)]
-    for masks in divided:
-        total = sum(w[mask].sum() for w, mask in zip(weights, masks)).clamp(min=1e-9)
-        weights = [torch.where(mask, w / total, w) for w, mask in zip(weights, masks)]
-    return [torch.where(group.lm, lm_lambda * w, w) for group, w in zip(batch, weights)]
+    weights = [torch.where(group.labels == ans_id, ans_weight, 1.0).index_fill(0, group.soft, 1.0) for group in batch]
+    weights, lm, replay = map(torch.cat, (weights, [group.lm for group in batch], [group.replay for group in batch]))
+    part = lm + 2 * replay if rule == "added" else lm.long()  # the tokens of one part share a divisor
+    divisor = weights.new_zeros(4).index_add(0, part, weights)
+    weights = weights / divisor[part] * torch.where(lm, lm_lambda, 1.0)
+    return weights.split([len(group.labels) for group in batch])
 
 
 # ---------------------------------------------------------------------- the teacher
@@ -71,34 +70,36 @@ class Teacher:
     """A frozen model, whose distribution of the next word is the soft target.
 
     It never changes, so its final hidden states at the supervised positions are computed when they are first asked for,
-    and remembered as far as `budget` bytes go. Later epochs only multiply them with its head."""
+    and remembered as far as `cache_bytes` go. Later epochs only multiply them with its head."""
 
-    def __init__(self, model, dtype=torch.float32, budget: int = 0):
+    def __init__(self, model, dtype=torch.float32, cache_bytes: int = 0):
         self.model = freeze(model, dtype)
-        self.known, self.budget = {}, budget
+        self.cache, self.free_bytes = {}, cache_bytes  # (sample, whether its LM row) -> states
 
     @torch.no_grad()
     def states(self, rows: list[Row]) -> torch.Tensor:
         """Its hidden states (S, C) at the supervised positions of rows, one row after another."""
-        states = self.known
-        if unknown := [row for row in rows if row.key not in states]:
-            group = collate(unknown).to(self.model.device)
+        computed = {}
+        if missing := [row for row in rows if (row.sample, row.lm) not in self.cache]:
+            group = collate(missing).to(self.model.device)
             hidden = self.model.hidden(group.ids, group.packing.position, group.packing.attend)[0, group.supervised]
-            sizes = [sum(label != IGNORE for label in row.labels) for row in unknown]
-            found = dict(zip([row.key for row in unknown], hidden.to(self.model.wte.weight.dtype).split(sizes)))
-            self.remember(found)
-            states = self.known | found
-        return torch.cat([states[row.key] for row in rows])
+            sizes = [sum(label != IGNORE for label in row.labels) for row in missing]
+            for row, states in zip(missing, hidden.to(self.model.wte.weight.dtype).split(sizes)):
+                computed[row.sample, row.lm] = states
+                self.remember(row, states)
+        found = ChainMap(computed, self.cache)
+        return torch.cat([found[row.sample, row.lm] for row in rows])
 
-    def remember(self, found: dict) -> None:
-        for key, state in found.items():
-            if state.nbytes <= self.budget:
-                self.known[key], self.budget = state.clone(), self.budget - state.nbytes
+    def remember(self, row: Row, states: torch.Tensor) -> None:
+        if states.nbytes <= self.free_bytes:
+            self.cache[row.sample, row.lm] = states.clone()
+            self.free_bytes -= states.nbytes
 
     def logits(self, group) -> Logits:
         """Its logits at the soft tokens of a group, which must be of current rows: it sees no others."""
         states = self.states([row for row in group.rows if not row.replay])
-        return Logits(states[group.soft[~group.replay]], self.model.head())
+        place = (~group.replay).cumsum(0) - 1  # of each current token among the current ones
+        return Logits(states[place[group.soft]], self.model.head())
 
 
 @torch.no_grad()
@@ -119,23 +120,25 @@ def freeze(model, dtype):
 
 
 def terms(group, weights, teacher, temperature) -> list[Term]:
-    """What the tokens of a group learn from: hard ones from their labels, soft ones from the teacher."""
-    hard, soft = (~group.soft).nonzero()[:, 0], group.soft.nonzero()[:, 0]
-    learned = [Term(hard, weights[hard], nll, (group.labels[hard],))]
+    """What the tokens of a group learn from: hard ones from their labels, soft ones from the teacher.
+
+    Another target for some tokens is one more Term. What a loss may depend on: see lab.fast.chunked.Term."""
+    hard, soft = group.hard, group.soft
+    losses = [Term(hard, weights[hard], nll, (group.labels[hard],))]
     if len(soft):
-        distance = partial(word_kd, temperature=temperature)
-        learned.append(Term(soft, weights[soft], distance, (teacher.logits(group),)))
-    return learned
+        losses.append(Term(soft, weights[soft], partial(word_kd, temperature=temperature), (teacher.logits(group),)))
+    return losses
 
 
-def group_loss(student, teacher, group, weights, temperature):
+def group_loss(student, teacher, group, weights, temperature, scale=1.0):
     """One group's part of the loss of its batch, and what each token adds to it (S,), without a gradient.
 
-    weights (S,): from `token_weights`. The hidden states are gathered at the supervised positions before they are
-    multiplied with the head, so logits exist for the S supervised tokens only."""
-    learned = terms(group, weights, teacher, temperature)  # before the student's activations fill the memory
+    weights (S,): from `token_weights`. scale: the loss scale that the loss will be multiplied with. The hidden states
+    are gathered at the supervised positions before they are multiplied with the head, so logits exist for the S
+    supervised tokens only."""
+    losses = terms(group, weights, teacher, temperature)  # before the student's activations fill the memory
     hidden = student.hidden(group.ids, group.packing.position, group.packing.attend)[0, group.supervised]  # (S, C)
-    return chunked_loss(hidden, student.head(), learned)
+    return chunked_loss(hidden, student.head(), losses, scale)
 
 
 if __name__ == "__main__":

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 
 import torch
 
-from data import Encoded, Tokenizer, encode_parts
+from data import Sample, Tokenizer, encode_parts
 from lab.fast.decode import decode
 from model import GPT
 
 
 @dataclass
 class PseudoSample:
-    """One sequence with its task token first: a replay sample (`encoded`), or the reason why it is none."""
+    """One sequence with its task token first: a replay sample, or the reason why it is none."""
 
     task: str
     source: str  # "generated" by the student, or "real"
     ids: list[int]
-    rejected: str  # "" when it is accepted
-    encoded: Encoded | None
+    rejected: str  # the reason, "" when it is accepted
+    sample: Sample | None
 
 
 def pseudo_per_task(n_new: int, gamma: float, n_previous: int) -> int:
@@ -118,17 +118,20 @@ def generated_samples(
         ids = [task_id, *new]
         parts = parse_pseudo(ids, tokenizer)
         # context and question can't be told apart in a generated sequence, and need not be: the rows are the same
-        encoded = parts and encode_parts([], *parts, task_id, tokenizer, max_len, id=f"pseudo-{name}-{i}")
-        samples.append(PseudoSample(name, "generated", ids, why_rejected(ids, tokenizer), encoded))
+        sample = parts and encode_parts([], *parts, task_id, tokenizer, max_len, id=f"pseudo-{name}-{i}")
+        samples.append(PseudoSample(name, "generated", ids, why_rejected(ids, tokenizer), sample))
     return samples
 
 
 def real_samples(
-    rows: list[Encoded], tokenizer: Tokenizer, name: str, n: int, generator: torch.Generator
+    samples: list[Sample], tokenizer: Tokenizer, name: str, n: int, generator: torch.Generator
 ) -> list[PseudoSample]:
-    """--replay real: n training samples of an earlier task in place of generated ones, LAMOL's upper bound."""
-    drawn = torch.randperm(len(rows), generator=generator)[:n].tolist()
-    return [PseudoSample(name, "real", [*rows[i].lm_ids, tokenizer.eos_id], "", rows[i]) for i in drawn]
+    """--replay real: n training samples of an earlier task in place of generated ones, LAMOL's upper bound.
+
+    No sample is drawn twice before all have been drawn once."""
+    rounds = math.ceil(n / len(samples))
+    drawn = torch.cat([torch.randperm(len(samples), generator=generator) for _ in range(rounds)])[:n].tolist()
+    return [PseudoSample(name, "real", [*samples[i].lm_ids, tokenizer.eos_id], "", samples[i]) for i in drawn]
 
 
 def as_line(sample: PseudoSample, tokenizer: Tokenizer) -> dict:

@@ -34,27 +34,26 @@ class GPTConfig:
     layer_norm_epsilon: float = 1e-5
 
 
-def causal(q, k, v, layer: int, dropout: float):
+def causal(q, k, v, dropout: float):
     """Each token attends to itself and to those before it: q, k, v (B, H, T, C/H) -> (B, H, T, C/H).
 
-    softmax(q kᵀ / √(C/H) + mask) v, in one fused kernel. lab/fast has the same for packed rows and with a cache, which
-    is where `layer` is needed."""
+    softmax(q kᵀ / √(C/H) + mask) v, in one fused kernel. lab/fast has the same for packed rows, and with a cache."""
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
-    def __init__(self, config: GPTConfig, layer: int):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values in one matrix
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
-        self.n_head, self.dropout, self.layer = config.n_head, config.dropout, layer
+        self.n_head, self.dropout = config.n_head, config.dropout
 
     def forward(self, x, attend=causal):
         B, T, C = x.size()
         q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).chunk(3, dim=2))
-        y = attend(q, k, v, self.layer, self.dropout if self.training else 0.0)  # (B, H, T, C/H)
+        y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, C/H)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
         return F.dropout(y, self.dropout, self.training)
 
@@ -76,10 +75,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm: the residual stream is only ever added to."""
 
-    def __init__(self, config: GPTConfig, layer: int):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = Attention(config, layer)
+        self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
@@ -97,7 +96,7 @@ class GPT(nn.Module):
         self.config = config = replace(config)  # a copy, since growing must not change another model's
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         for name, p in self.named_parameters():  # OpenAI's initialisation; layer norms are 1 and 0 already
             if name.endswith("bias"):
@@ -129,7 +128,8 @@ class GPT(nn.Module):
         """The matrix (V, C) that turns hidden states into logits: the token embedding (tied).
 
         GPT-2's logits lie around -100, where numbers in bfloat16 are 0.5 apart. So in half precision the head is first
-        centred over the words. No softmax sees what all words have in common, and the gradient stays the same, too."""
+        centred over the words, which brings them near 0. A softmax does not change when a constant is added to the
+        logits of all words, and neither does its gradient."""
         W, kind = self.wte.weight, self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else W.dtype
         return W if W.dtype == dtype else centred(W, dtype)
@@ -151,7 +151,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_openai(cls, config: GPTConfig, weights: dict[str, torch.Tensor]) -> "GPT":
-        """A GPT-2 with weights in OpenAI's layout, in float32. `weights` is used up.
+        """A GPT-2 with weights in OpenAI's layout, in float32.
 
         Raises ValueError, which names the key, for a tensor that is missing, unknown or of another shape."""
         if config.n_layer > len(weights):

@@ -25,9 +25,9 @@ Algorithm 1, for each task m of the sequence (D_m its data, θ_T the teacher, θ
     Seq-KD         --kd seq           yes      yes      with the teacher's answers           the labels
     Seq-KD_soft    --kd seqsoft       yes      yes      with the teacher's answers           the teacher's distribution
 
-Lines 4 to 10 stand in `data.plan_epoch`. The default, --updates shuffled, merges them as the authors' code does:
-current and replay samples are shuffled together. --updates alternate is the algorithm to the letter, with batches in
-place of samples. `single` and `multitask` are no lifelong learning, but the other rows of Table 3.
+Lines 4 to 10 are implemented in `data.plan_epoch`. The default, --updates shuffled, merges them as the authors' code
+does: current and replay samples are shuffled together. --updates alternate is the algorithm to the letter, with batches
+in place of samples. `single` and `multitask` are no lifelong learning, but the other rows of Table 3.
 """
 
 import sys
@@ -75,7 +75,7 @@ def set_rates(optimizer, lr, epsilon, t):
 
 
 def learn(run, model, phase, current, replay=(), teacher=None, before_step=None):
-    """Lines 3 to 11 of Algorithm 1: train a model on current and replay samples, both lists of Encoded.
+    """Lines 3 to 11 of Algorithm 1: train a model on current and replay samples, both lists of data.Sample.
 
     phase: a lab.run.Phase, which says whose epochs these are. teacher: a kd.Teacher, whose distribution the current
     samples learn; without one they learn their labels. before_step(run, model): a hook for gradients that are clipped
@@ -85,6 +85,7 @@ def learn(run, model, phase, current, replay=(), teacher=None, before_step=None)
     size = args.batch_size or batch_size(n)
     optimizer = build_optimizer(model, args)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
+    one = torch.ones((), device=run.device)
     progress = run.progress(phase, model, optimizer, scaler, samples)
     for _ in progress.epochs():
         model.train()
@@ -96,9 +97,9 @@ def learn(run, model, phase, current, replay=(), teacher=None, before_step=None)
             weights = kd.token_weights(batch, run.replay_loss, run.tokenizer.ans_id, args.ans_weight, args.lm_lambda)
             for group, w in run.own_groups(batch, weights):
                 with run.autocast():
-                    # the loss scale multiplies the weights, since the chunked loss makes its gradients at once
-                    loss, parts = kd.group_loss(model, teacher, group, scaler.scale(w), args.temperature)
-                loss.backward()
+                    # the chunked loss makes its gradients at once, so it must know the loss scale, too
+                    loss, parts = kd.group_loss(model, teacher, group, w, args.temperature, scaler.scale(one))
+                scaler.scale(loss).backward()
                 progress.add(group, parts)
             run.sum_gradients(model)
             scaler.unscale_(optimizer)
@@ -122,7 +123,7 @@ def get_teacher(run, task):
 
     def train_teacher(phase):
         model = run.new_teacher()
-        learn(run, model, phase, run.encoded[task.name])
+        learn(run, model, phase, run.samples[task.name])
         return model
 
     return run.saved_teacher(task, train_teacher)
@@ -143,7 +144,7 @@ def teacher_answers(run, teacher, task, stage):
     same = sum(line["answer"] == e.answer.strip() for line, e in zip(lines, task.train))
     kept = [sample for sample in samples if sample is not None]
     too_long = f"; {len(samples) - len(kept)} are too long and left out" if len(kept) < len(samples) else ""
-    print(f"teacher  of {task.name} answers {same} of {len(lines)} training examples as the data do{too_long}")
+    print(f"teacher  of {task.name} reproduces {same} of {len(lines)} training answers{too_long}")
     return kept
 
 
@@ -154,7 +155,7 @@ def replay_samples(run, student, previous, n_new, task, stage):
     for old in previous if n else []:
         generator = run.generator_for(stage, old.name, "replay")
         if args.replay == "real":
-            samples += lamol.real_samples(run.encoded[old.name], tok, old.name, n, generator)
+            samples += lamol.real_samples(run.samples[old.name], tok, old.name, n, generator)
         else:
             with run.autocast():
                 samples += lamol.generated_samples(student, tok, old.name, n, run.max_len, args.top_k, generator)
@@ -165,7 +166,7 @@ def replay_samples(run, student, previous, n_new, task, stage):
     elif previous and args.gamma > 0:
         few = f"γ · n = {args.gamma:g} · {n_new} is less than one sample for each of {len(previous)} earlier tasks"
         print(f"WARNING: nothing is replayed in this stage: {few}")
-    return [sample.encoded for sample in samples if not sample.rejected]
+    return [pseudo.sample for pseudo in samples if not pseudo.rejected]
 
 
 # ---------------------------------------------------------------------- the methods
@@ -178,17 +179,17 @@ def lifelong(run, before_step=None, after_stage=None):
     after_stage(run, model, samples) after each stage. What they keep in `run.kept` (tensors by name) is saved."""
     args, student = run.args, run.new_student()
     for m, task in run.stages(student):
-        current, replay, teacher = run.encoded[task.name], [], None
+        current, replay, teacher = run.samples[task.name], [], None
         if args.kd != "none":
             teacher = kd.Teacher(get_teacher(run, task), run.dtype, args.teacher_cache)  # Alg. 1, line 1
         if args.method == "lamol":
             replay = replay_samples(run, student, run.tasks[: m - 1], len(current), task, m)  # Alg. 1, line 2
         if args.kd in ("seq", "seqsoft"):
             current = teacher_answers(run, teacher, task, m)
-        soft_targets = args.kd in ("word", "seqsoft")
-        learn(  # Alg. 1, lines 3 to 11
-            run, student, run.phase(m, task), current, replay, teacher if soft_targets else None, before_step
-        )
+        if args.kd == "seq":
+            teacher = None  # its answers are all that is learned from it
+        learn(run, student, run.phase(m, task), current, replay, teacher, before_step)  # Alg. 1, lines 3 to 11
+        del teacher  # its memory is free for the scores
         if after_stage:
             after_stage(run, student, [*current, *replay])
         run.end_stage(student, m, task)
@@ -209,7 +210,7 @@ def multitask(run):
                 teacher = kd.Teacher(get_teacher(run, task), run.dtype)
                 samples += teacher_answers(run, teacher, task, m)
             else:
-                samples += run.encoded[task.name]
+                samples += run.samples[task.name]
         learn(run, model, run.phase(m, all_tasks), samples)
         run.end_stage(model, m, all_tasks)
 

@@ -125,20 +125,42 @@ def test_in_half_precision_a_loss_and_its_softmax_are_computed_in_float32(dtype)
 
 
 @pytest.mark.parametrize("term_of", [hard, soft])
-def test_scaled_weights_scale_the_gradients_where_float16_would_lose_them(term_of):
-    """float16 can't hold 1e-8. A scale that came after the loss would multiply gradients that are 0 already."""
-    term = term_of(torch.arange(S))
+def test_a_loss_scale_keeps_what_float16_would_lose(term_of):
+    """float16 can't hold 1e-8. A scale that came after the gradients are made would multiply what is 0 already. A
+    penalty that is added to the loss has the same scale, as in every recipe of mixed precision."""
+    term, penalty = term_of(torch.arange(S)), 1e-9
     hidden, head = (random(n, C, seed=n, dtype=torch.float, requires_grad=True) for n in (S, V))
 
-    def gradients(weights, cast, scale):
+    def gradients(cast, *scale):
         targets = term.targets
         if term_of is soft:
             targets = (Logits(term.targets[0].hidden, term.targets[0].head.to(cast)),)
-        loss, _ = chunked_loss(hidden, head.to(cast), [Term(term.tokens, weights.float(), term.loss, targets)])
-        return [grad / scale for grad in torch.autograd.grad(loss * 1, (hidden, head))]
+        weighted = Term(term.tokens, 1e-8 * term.weights.float(), term.loss, targets)
+        loss, _ = chunked_loss(hidden, head.to(cast), [weighted], *scale)
+        loss = loss + penalty * head.square().sum()
+        return [grad / 2.0**16 for grad in torch.autograd.grad(2.0**16 * loss, (hidden, head))]
 
-    wanted = gradients(1e-8 * term.weights, torch.float, 1)
-    scaled = gradients(2.0**16 * (1e-8 * term.weights), torch.float16, 2.0**16)
-    for found, exact in zip(scaled, wanted):
+    wanted = gradients(torch.float)
+    assert torch.equal(wanted[0], gradients(torch.float, 2.0**4)[0])  # a power of two rounds nothing
+    for found, exact in zip(gradients(torch.float16, 2.0**16), wanted):
         assert (found - exact).abs().max() < 0.02 * exact.abs().max()
-    assert gradients(1e-8 * term.weights, torch.float16, 1)[1].abs().max() < 0.1 * wanted[1].abs().max()
+    lost = gradients(torch.float16)[1] - 2 * penalty * head.detach()
+    assert lost.abs().max() < 0.1 * wanted[1].abs().max()
+
+
+def test_what_a_chunked_loss_can_not_do_it_refuses():
+    """A gradient for weights or targets, or for a second backward pass, would be missing in silence."""
+    hidden, head = random(S, C, requires_grad=True), random(V, C, seed=1, requires_grad=True)
+    everywhere, weights = torch.arange(S), torch.ones(S, dtype=torch.double)
+    learned = torch.zeros(S, V, dtype=torch.double, requires_grad=True)
+    for term in (
+        Term(everywhere, weights.clone().requires_grad_(), entropy, ()),
+        Term(everywhere, weights, distance, (learned,)),
+        Term(everywhere, weights, lambda logits, more: entropy(logits) * more, (learned[:, 0],)),
+    ):
+        with pytest.raises(ValueError, match="weights and targets of a chunked loss get no gradient: detach them"):
+            chunked_loss(hidden, head, [hard(everywhere), term])
+    loss, _ = chunked_loss(hidden, head, [hard(everywhere)])
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="gone after one backward pass"):
+        loss.backward()

@@ -180,20 +180,22 @@ def test_a_batch_holds_the_rows_of_each_sample_however_it_is_laid_out(tok, lm, s
         assert layout is None or len(group.rows) <= layout.rows
         starts = (group.packing.position == 0).nonzero()[:, 0].tolist()
         labels = torch.full_like(group.ids[0], IGNORE).index_copy(0, group.supervised, group.labels).tolist()
-        sources = zip(group.supervised.tolist(), group.lm.tolist(), group.replay.tolist(), group.soft.tolist())
+        assert sorted([*group.soft.tolist(), *group.hard.tolist()]) == list(range(len(group.labels)))
+        is_soft = torch.zeros_like(group.replay).index_fill(0, group.soft, True)
+        sources = zip(group.supervised.tolist(), group.lm.tolist(), group.replay.tolist(), is_soft.tolist())
         kind_at = {t: kind for t, *kind in sources}
         for row, (start, end) in zip(group.rows, pairwise([*starts, group.ids.size(1)]), strict=True):
             ids = group.ids[0, start:end].tolist()
             assert (ids, labels[start:end]) == (row.ids, row.labels)
             kinds = [kind_at[t] for t in range(start, end) if t in kind_at]
             assert kinds == [[row.lm, row.replay, soft and not row.replay]] * len(kinds)  # replay has hard targets only
-            found.append((*row.key, row.lm, row.replay, row.ids, row.labels))
+            found.append((samples.index(row.sample), row.lm, row.replay, row.ids, row.labels))
     wanted = []
     for i in indices:
         sample, old = samples[i], i >= n_current
-        wanted.append((i, False, False, old, sample.qa_ids, sample.qa_labels))
+        wanted.append((i, False, old, sample.qa_ids, sample.qa_labels))
         if lm:
-            wanted.append((i, True, True, old, sample.lm_ids, sample.lm_labels))
+            wanted.append((i, True, old, sample.lm_ids, sample.lm_labels))
     assert sorted(found) == sorted(wanted)
 
 

@@ -107,5 +107,5 @@ def test_a_decoding_step_uploads_its_lengths_once(monkeypatch):
 def test_what_goes_to_a_device_is_contiguous(tok, options):
     """The copy of a tensor that is not would wait."""
     for group in batch_of(tok, 4, 3, **options):
-        tensors = (group.ids, group.supervised, group.labels, group.lm, group.replay, group.soft)
+        tensors = (group.ids, group.supervised, group.labels, group.lm, group.replay, group.soft, group.hard)
         assert all(x.is_contiguous() for x in (*tensors, group.packing.position, group.packing.place))

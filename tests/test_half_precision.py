@@ -31,9 +31,9 @@ def update(student, teacher, samples):
     scale = HALVES.get(torch.get_autocast_dtype("cpu"), 1.0) if torch.is_autocast_enabled("cpu") else 1.0
     total = 0.0
     for group, w in zip(batch, kd.token_weights(batch, "joint", nano_tokenizer().ans_id)):
-        loss, _ = kd.group_loss(student, teacher, group, scale * w, 2.0)
-        loss.backward()
-        total += loss.item() / scale
+        loss, _ = kd.group_loss(student, teacher, group, w, 2.0, scale)
+        (scale * loss).backward()
+        total += loss.item()
     return total, {name: grad / scale for name, grad in gradients(student).items()}
 
 

@@ -35,7 +35,7 @@ def padded_kd(student, teacher, temperature):
 def supervised_tokens(labels, lm, replay, soft) -> Group:
     """A group that is nothing but its supervised tokens."""
     lm, replay, soft = (torch.as_tensor(x).expand(len(labels)) for x in (lm, replay, soft))
-    return Group([], None, None, None, labels, lm, replay, soft)
+    return Group([], None, None, None, labels, lm, replay, soft.nonzero()[:, 0], (~soft).nonzero()[:, 0])
 
 
 def losses_of(case, function):
@@ -140,7 +140,9 @@ def totals(batch, weights):
 @pytest.mark.parametrize("soft", [False, True])
 def test_joint_weighs_replay_by_its_tokens_and_added_as_much_as_all_current_rows(tok, soft):
     batch = batch_of(tok, 3, 1, soft=soft)
-    counts = totals(batch, [torch.ones(len(g.labels)) + 4 * ((g.labels == tok.ans_id) & ~g.soft) for g in batch])
+    counts = totals(
+        batch, [torch.ones(len(g.labels)).index_fill(0, g.hard[g.labels[g.hard] == tok.ans_id], 5.0) for g in batch]
+    )
     joint, added = (totals(batch, kd.token_weights(batch, rule, tok.ans_id)) for rule in RULES)
     for lm, scale in ((False, 1.0), (True, 0.25)):
         n = counts[lm, True] + counts[lm, False]
@@ -183,9 +185,9 @@ def test_how_a_batch_is_laid_out_changes_no_weight(tok, rule):
         for group, w in zip(batch, kd.token_weights(batch, rule, tok.ans_id)):
             sizes = [sum(label != IGNORE for label in row.labels) for row in group.rows]
             for row, part in zip(group.rows, w.split(sizes)):
-                of_row |= {(row.key, i): weight for i, weight in enumerate(part.tolist())}
+                of_row |= {(row.sample.id, row.lm, i): weight for i, weight in enumerate(part.tolist())}
         found.append(of_row)
-    assert len({key for key, _ in found[0]}) == 14
+    assert len({(id, lm) for id, lm, _ in found[0]}) == 14
     assert found[0] == pytest.approx(found[1]) and found[0] == pytest.approx(found[2])
 
 
@@ -214,10 +216,10 @@ def plain_update(student, teacher, batch, weights, temperature=2.0, distance=kd.
         at = labels != IGNORE
         z = student(ids)[at]  # (S, V)
         losses = kd.nll(z, labels[at])
-        if group.soft.any():
+        if len(group.soft):
             with torch.no_grad():
                 t = teacher(ids)[at]
-            losses = torch.where(group.soft, distance(z, t, temperature), losses)
+            losses = losses.index_copy(0, group.soft, distance(z, t, temperature)[group.soft])
         parts.append(losses * w.double())
     loss = torch.cat(parts).sum()
     loss.backward()
@@ -245,12 +247,13 @@ def test_a_batch_has_the_loss_and_gradients_of_the_plain_way_however_it_is_laid_
 
 
 def test_each_token_may_be_hard_or_soft(tok, pair):
-    """Which of them learn from the teacher is a mask, and nothing else."""
+    """Which of them learn from the teacher is decided by two lists of tokens, and by nothing else."""
     student, model = pair
     (group,) = batch_of(tok, 4, soft=True)
     weights = torch.rand(len(group.labels), generator=seeded(0))
     for share in (0.0, 0.3, 1.0):
-        group.soft = torch.rand(len(weights), generator=seeded(1)) < share
+        is_soft = torch.rand(len(weights), generator=seeded(1)) < share
+        group.soft, group.hard = is_soft.nonzero()[:, 0], (~is_soft).nonzero()[:, 0]
         loss, parts, grads = update(student, kd.Teacher(model), [group], [weights])
         wanted, wanted_parts, wanted_grads = plain_update(student, model, [group], [weights])
         assert loss == pytest.approx(wanted, rel=1e-12)
@@ -273,9 +276,9 @@ def test_kd_and_nll_supervise_the_same_positions_and_compute_no_other_logits(tok
     student, model = pair
     sizes = []
 
-    def spy(hidden, head, terms):
+    def spy(hidden, *more):
         sizes.append(len(hidden))
-        return chunked_loss(hidden, head, terms)
+        return chunked_loss(hidden, *more)
 
     monkeypatch.setattr(kd, "chunked_loss", spy)
     for soft in (True, False):
@@ -348,20 +351,20 @@ def test_a_teacher_computes_the_states_of_a_row_once_as_far_as_its_budget_goes(t
     with torch.no_grad():
         alone = [model.hidden(torch.tensor([r.ids]))[0, torch.tensor(r.labels) != IGNORE] for r in rows]
     budget = int(share * sum(state.nbytes for state in alone))
-    asked, teacher = Asked(model, monkeypatch), kd.Teacher(model, budget=budget)
+    asked, teacher = Asked(model, monkeypatch), kd.Teacher(model, cache_bytes=budget)
     everything = sum(len(row.ids) for row in rows)
     for order in (list(range(0, 12, 2)), list(range(12)), list(reversed(range(12))), [5]):
-        before = set(teacher.known)
+        before = set(teacher.cache)
         found = teacher.states([rows[i] for i in order])
         torch.testing.assert_close(found, torch.cat([alone[i] for i in order]), rtol=1e-12, atol=1e-12)
         assert not found.requires_grad
-        assert asked.tokens() == sum(len(rows[i].ids) for i in order if rows[i].key not in before)
-        held = [state.untyped_storage().nbytes() for state in teacher.known.values()]
-        assert sum(held) == sum(state.nbytes for state in teacher.known.values()) <= budget
+        assert asked.tokens() == sum(len(rows[i].ids) for i in order if (rows[i].sample, rows[i].lm) not in before)
+        held = [state.untyped_storage().nbytes() for state in teacher.cache.values()]
+        assert sum(held) == sum(state.nbytes for state in teacher.cache.values()) <= budget
     teacher.states(rows)
-    known = sum(len(row.ids) for row in rows if row.key in teacher.known)
+    known = sum(len(row.ids) for row in rows if (row.sample, row.lm) in teacher.cache)
     assert asked.tokens() == everything - known
-    assert len(teacher.known) == (12 if share == 1.0 else 0) or (share == 0.4 and 2 <= len(teacher.known) <= 10)
+    assert len(teacher.cache) == (12 if share == 1.0 else 0) or (share == 0.4 and 2 <= len(teacher.cache) <= 10)
 
 
 def test_a_teacher_never_sees_replayed_rows(tok, pair, monkeypatch):

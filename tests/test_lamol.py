@@ -1,5 +1,7 @@
 """Pseudo-data: how many, how they are sampled, what is accepted. python -m pytest tests/test_lamol.py"""
 
+from collections import Counter
+
 import pytest
 import torch
 from conftest import nano
@@ -153,7 +155,7 @@ def test_a_real_example_that_is_generated_gives_the_rows_of_the_real_one(tok, mo
     example = Example("some context", "a question", "an answer", id="pseudo-woz-1")
     real = encode_example(example, tok.task_id("woz"), tok, 64)
     (sample,) = generated(monkeypatch, tok, [[*real.lm_ids[1:], tok.eos_id]])
-    assert sample.encoded == real and sample.encoded.id == real.id and sample.rejected == ""
+    assert vars(sample.sample) == vars(real) and sample.rejected == ""
 
 
 def test_as_many_sequences_as_asked_come_from_the_tasks_token_and_a_seed(tok, monkeypatch):
@@ -165,7 +167,7 @@ def test_as_many_sequences_as_asked_come_from_the_tasks_token_and_a_seed(tok, mo
     first = samples(0)
     assert len(first) == 4 and all(s.task == "woz" and s.source == "generated" for s in first)
     assert all(s.ids[0] == tok.task_id("woz") and len(s.ids) <= 31 for s in first)
-    assert all((s.encoded is None) == bool(s.rejected) for s in first)
+    assert all((s.sample is None) == bool(s.rejected) for s in first)
     assert [s.ids for s in samples(0)] == [s.ids for s in first] != [s.ids for s in samples(1)]
     assert [s.ids for s in samples(0, n=2)] == [s.ids for s in first[:2]]
     monkeypatch.setattr("lamol.decode", lambda *a: asked.append(a) or [])
@@ -177,20 +179,21 @@ def test_as_many_sequences_as_asked_come_from_the_tasks_token_and_a_seed(tok, mo
 def test_a_sequence_as_long_as_a_row_and_its_eos_is_not_cut(tok, monkeypatch):
     longest = [1] * 30 + [tok.ans_id] + [2] * 32 + [tok.eos_id]  # with TASK 64 ids and EOS
     (sample,) = generated(monkeypatch, tok, [longest])
-    assert sample.encoded.lm_ids == [tok.task_id("woz"), *longest[:-1]] and sample.encoded.answer_cut == 0
-    assert sample.encoded.lm_labels == longest
+    assert sample.sample.lm_ids == [tok.task_id("woz"), *longest[:-1]] and sample.sample.answer_cut == 0
+    assert sample.sample.lm_labels == longest
 
 
-def test_real_replay_takes_distinct_training_samples_by_its_generator_alone(tok):
+def test_real_replay_takes_training_samples_by_its_generator_alone_and_none_twice_before_all(tok):
     examples = [Example(f"context {i}", "q", "a") for i in range(9)]
     rows = [encode_example(e, tok.task_id("woz"), tok, 64) for e in examples]
     samples = real_samples(rows, tok, "woz", 4, seeded(0))
-    assert len(samples) == 4 and all(s.encoded in rows and s.source == "real" and not s.rejected for s in samples)
+    assert len(samples) == 4 and all(s.sample in rows and s.source == "real" and not s.rejected for s in samples)
     assert len({tuple(s.ids) for s in samples}) == 4
     assert all(parse_pseudo(s.ids, tok) for s in samples)
     torch.manual_seed(1)
     assert [s.ids for s in real_samples(rows, tok, "woz", 4, seeded(0))] == [s.ids for s in samples]
-    assert len(real_samples(rows, tok, "woz", 99, seeded(0))) == 9  # no more than there are
+    often = Counter(s.sample for s in real_samples(rows, tok, "woz", 100, seeded(0)))
+    assert sorted(often.values()) == [11] * 8 + [12]
 
 
 def test_a_line_of_the_file_says_what_a_sample_is_and_where_it_comes_from(tok, monkeypatch):

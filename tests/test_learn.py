@@ -156,7 +156,7 @@ def test_fifty_updates_have_the_losses_of_the_plain_way(tmp_path, soft):
     student, taught_by = without_dropout(nano()).double(), nano(noise=0.02).double()
     plain = copy.deepcopy(student)
     with Run(parse(options)) as r:
-        args, current, replay = r.args, r.encoded["toy.woz"], r.encoded["toy.ag"][:10]
+        args, current, replay = r.args, r.samples["toy.woz"], r.samples["toy.ag"][:10]
         teacher = kd.Teacher(copy.deepcopy(taught_by), r.dtype, 10**6) if soft else None
         train.learn(r, student, Phase("student", 1, "toy.woz", args.epochs), current, replay, teacher)
         losses = [line["loss"] for line in read_jsonl(r.dir / "log.jsonl")]
@@ -208,9 +208,9 @@ def test_an_update_is_made_in_training_mode_with_the_options_that_were_given(lab
     asked = {"loss": set(), "weights": set(), "top_k": set()}
     group_loss, token_weights, sampler = kd.group_loss, kd.token_weights, train.lamol.top_k_sampler
 
-    def loss(model, teacher, group, w, temperature):
+    def loss(model, teacher, group, w, temperature, scale):
         asked["loss"].add((model.training, teacher.model.training if teacher else None, temperature))
-        return group_loss(model, teacher, group, w, temperature)
+        return group_loss(model, teacher, group, w, temperature, scale)
 
     def weigh(batch, rule, ans_id, ans_weight, lm_lambda):
         asked["weights"].add((rule, ans_weight, lm_lambda))
@@ -255,7 +255,7 @@ def test_the_teachers_memory_changes_rounding_alone_and_is_bounded(lab, monkeypa
         teachers.clear()
         folder = run(lab, "--log-every", "1", "--runs-dir", f"{lab[5]}{cache}", "--teacher-cache", str(cache))
         losses[cache] = [x["loss"] for x in read_jsonl(folder / "log.jsonl") if x["phase"] == "student"]
-        remembered[cache] = [sum(states.nbytes for states in t.known.values()) for t in teachers]
+        remembered[cache] = [sum(states.nbytes for states in t.cache.values()) for t in teachers]
     for cache in (3000, 0):
         assert losses[cache] == pytest.approx(losses[10**9], rel=1e-4)
     assert all(0 < n <= 3000 for n in remembered[3000]) and remembered[0] == [0, 0]

@@ -96,7 +96,7 @@ def test_a_token_sees_itself_and_those_before_it():
     assert (before[:, 12:] != after[:, 12:]).all()
     q, k, v = torch.randn(3, 1, 2, 5, 8, generator=seeded(0), dtype=torch.double)
     scores = (q @ k.transpose(2, 3) / 8**0.5).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
-    torch.testing.assert_close(causal(q, k, v, 0, 0.0), scores.softmax(-1) @ v)
+    torch.testing.assert_close(causal(q, k, v, 0.0), scores.softmax(-1) @ v)
 
 
 def test_dropout_is_after_the_embedding_in_attention_and_after_each_half_of_a_block_in_training_only(monkeypatch):

@@ -46,9 +46,9 @@ def test_attention_drops_weights_and_scales_the_others_to_keep_their_mean():
     q, k, v = torch.randn(3, 1, 2, 14, 8, generator=seeded(0))
     packing = Packing.of([6, 5, 3])
     torch.manual_seed(0)
-    mean = sum(packing.attend(q, k, v, 0, 0.5) for _ in range(3000)) / 3000
-    torch.testing.assert_close(mean, packing.attend(q, k, v, 0, 0.0), rtol=0, atol=0.1)
-    assert (packing.attend(q, k, v, 0, 0.5) == 0).any()  # a first token has one weight only
+    mean = sum(packing.attend(q, k, v, 0.5) for _ in range(3000)) / 3000
+    torch.testing.assert_close(mean, packing.attend(q, k, v, 0.0), rtol=0, atol=0.1)
+    assert (packing.attend(q, k, v, 0.5) == 0).any()  # a first token has one weight only
 
 
 def test_padding_has_no_influence(monkeypatch):

@@ -27,12 +27,12 @@ def prompts_of(lengths, vocab=12, seed=0) -> list[list[int]]:
 
 
 def samples_of(n: int, tok, seed=1, longest=12) -> list:
-    """Random samples of a task, as `Encoded`."""
+    """Random samples of a task."""
     g = seeded(seed)
     samples = []
     for lengths in torch.randint(1, longest + 1, (n, 3), generator=g).tolist():
         c, q, a = (torch.randint(256, (n,), generator=g).tolist() for n in lengths)
-        samples.append(encode_parts(c, q, a, tok.first_slot, tok, 64))
+        samples.append(encode_parts(c, q, a, tok.first_slot, tok, 64, id=str(len(samples))))
     return samples
 
 

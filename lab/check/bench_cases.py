@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from data import IGNORE, Encoded, encode_parts
+from data import IGNORE, Sample, encode_parts
 from lab.errors import RunError
 from lab.files import write_jsonl
 from lab.run.encoding import encode_task
@@ -137,8 +137,8 @@ def model_of(case: dict, seed: int = 0) -> GPT:
     return GPT(GPTConfig(vocab_size=case.get("vocab", 50304), **case["shape"]))
 
 
-def examples_of(case: dict, n: int) -> list[Encoded]:
-    """n encoded examples: turns of WOZ, or random rows of one length, whose last 60 tokens are the answer."""
+def examples_of(case: dict, n: int) -> list[Sample]:
+    """n samples: turns of WOZ, or random rows of one length, whose last 60 tokens are the answer."""
     tok = gpt2_tokenizer()
     if "length" not in case:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -168,7 +168,7 @@ def prompts_of(case: dict) -> tuple[list[list[int]], list[int]]:
     return [row.lm_ids[:1] for row in rows], [len(row.lm_ids) for row in rows]
 
 
-def flops_of(case: dict, examples: list[Encoded]) -> float:
+def flops_of(case: dict, examples: list[Sample]) -> float:
     """The operations that one epoch over the examples needs.
 
     2 a parameter and token forward and 4 backward, with the head at supervised tokens alone; for a teacher those of its

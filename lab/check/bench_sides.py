@@ -91,7 +91,7 @@ class TimedTeacher(kd.Teacher):
     seconds = 0.0
 
     def states(self, rows):
-        if not self.budget or all(row.key in self.known for row in rows):
+        if not self.free_bytes or all((row.sample, row.lm) in self.cache for row in rows):
             return super().states(rows)  # without a clock, for which a GPU would have to be waited for
         began = clock(self.model.device)
         found = super().states(rows)
@@ -112,7 +112,7 @@ def step_ours(case, device, dtype) -> dict:
         if teacher:
             with run.autocast():
                 teacher.states(make_batch(examples, range(case["batch"]), len(examples))[0].rows)  # warm-up
-            teacher.budget = case.get("cache", 2**31)
+            teacher.free_bytes = case.get("cache", 2**31)
         train.learn(run, student, Phase("student", 1, "woz", epochs=2), examples, teacher=teacher)
     seconds = run.ends[1] - run.ends[0] + (teacher.seconds / EPOCHS if teacher else 0.0)
     return of_step(case, examples, seconds, peak_memory(device), held, student)

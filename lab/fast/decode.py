@@ -5,6 +5,7 @@ continued by one token a row and step; rows that have ended leave the cache. Sev
 """
 
 from collections.abc import Callable
+from itertools import cycle
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,7 @@ class KVCache:
         self.kv = torch.zeros(shape, dtype=dtype, device=model.device)
         self.length = torch.zeros(rows, dtype=torch.long, device=model.device)  # (B,)
         self.used = columns
+        self.layers = cycle(range(c.n_layer))  # the model asks for attention a layer at a time, in their order
 
     def expect(self, used: int) -> None:
         """Prepare for the next token of each row. used: the columns in use once it is in."""
@@ -39,8 +41,9 @@ class KVCache:
         visible = torch.arange(used, device=self.length.device) <= self.length[:, None]
         self.visible = visible[:, None, None]  # (B, 1, 1, used)
 
-    def attend(self, q, k, v, layer: int, dropout: float):
+    def attend(self, q, k, v, dropout: float):
         """Write one token a row, then attend to all tokens of its row: q, k, v (B, H, 1, C/H) -> (B, H, 1, C/H)."""
+        layer = next(self.layers)
         # `layer`, `rows` and `length` stand apart from each other, so that their dimension, B, comes first
         self.kv[:, layer, self.rows, :, self.length] = torch.stack([k[:, :, 0], v[:, :, 0]], dim=1)  # (B, 2, H, C/H)
         k, v = self.kv[:, layer, :, :, : self.used].unbind(0)
@@ -49,8 +52,8 @@ class KVCache:
     def prefill(self, packing: Packing, first_row: int):
         """The attention of packed prompts that also writes their keys and values, from row `first_row` on."""
 
-        def attend(q, k, v, layer, dropout):
-            out, row = [], first_row
+        def attend(q, k, v, dropout):
+            out, row, layer = [], first_row, next(self.layers)
             for q_block, k_block, v_block, place in packing.padded_blocks(q, k, v):
                 R, _, T, _ = k_block.shape
                 self.kv[0, layer, row : row + R, :, :T] = k_block
@@ -102,10 +105,12 @@ def in_chunks(model, prompts, limits, beams, decode_chunk: Callable) -> list[lis
     was_training = model.training
     model.eval()
     out = [[] for _ in prompts]
-    for chunk in chunks_of(model, prompts, limits, beams)[process::processes]:
-        for i, new in zip(chunk, decode_chunk(chunk)):
-            out[i] = new
-    model.train(was_training)
+    try:
+        for chunk in chunks_of(model, prompts, limits, beams)[process::processes]:
+            for i, new in zip(chunk, decode_chunk(chunk)):
+                out[i] = new
+    finally:
+        model.train(was_training)
     return all_gather(out) if processes > 1 else out
 
 

@@ -15,8 +15,9 @@ GROUP_TOKENS = 4096  # the most tokens in one forward pass ...
 GROUP_SCORES = {"cpu": 1024**2, "cuda": 4 * 1024**2}
 
 
-def move(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+def move(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Copy a tensor to the device. The copy to a GPU starts from pinned memory, so the program does not wait for it."""
+    device = torch.device(device)
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
@@ -57,7 +58,7 @@ class Packing:
         return sum(R * T for _, R, T in self.blocks)
 
     @torch.compiler.disable  # the number of blocks changes from group to group
-    def attend(self, q, k, v, layer: int, dropout: float):
+    def attend(self, q, k, v, dropout: float):
         """Causal attention within each row: q, k, v (1, H, N, C/H) -> (1, H, N, C/H)."""
         out = [self.unpad(padded_causal(q, k, v, dropout), place) for q, k, v, place in self.padded_blocks(q, k, v)]
         return torch.cat(out).transpose(0, 1)[None]

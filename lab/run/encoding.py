@@ -2,12 +2,12 @@
 
 from dataclasses import asdict
 
-from data import Encoded, Task, Tokenizer, answer_budget, encode_example
+from data import Sample, Task, Tokenizer, answer_budget, encode_example
 from lab.errors import DataError
 from lab.files import key_of
 
 
-def encode_task(task: Task, tokenizer: Tokenizer, max_len: int) -> list[Encoded]:
+def encode_task(task: Task, tokenizer: Tokenizer, max_len: int) -> list[Sample]:
     """All training examples that fit. Prints how many are cut or rejected, of training and of test.
 
     Raises DataError if no example fits."""

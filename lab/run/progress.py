@@ -52,7 +52,8 @@ class Progress:
         if scaler.is_enabled():
             scaler.scale(torch.zeros((), device=run.device))  # a process without rows in the first update needs it, too
         if run.args.compile:
-            compile_blocks(model)
+            for block in model.h:
+                block.compile(dynamic=True)
         self.restore()
 
     def restore(self) -> None:
@@ -118,8 +119,8 @@ class Progress:
             yield indices
 
     def add(self, group, parts: torch.Tensor) -> None:
-        """Count a group of this process: parts (S,) are what its tokens add to the loss, times the scaler's scale."""
-        self.losses += torch.stack([(parts * ~group.lm).sum(), (parts * group.lm).sum()]) / self.scale
+        """Count a group of this process: parts (S,) are what its tokens add to the loss."""
+        self.losses += torch.stack([(parts * ~group.lm).sum(), (parts * group.lm).sum()])
         self.tokens += group.ids.numel()
         self.padded += group.packing.padded_tokens()
 
@@ -185,15 +186,6 @@ class Progress:
         what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
         ids = ", ".join(self.samples[i].id for i in update.indices[:20]) + (", ..." if update.indices[20:] else "")
         raise RunError(f"{what} in {self.place(update.step)}, with examples {ids}: a lower --lr may help")
-
-
-def compile_blocks(model) -> None:
-    """--compile: the blocks of a model, which differ by their weights and by `layer`, an integer.
-
-    As a constant, `layer` would make torch compile each block anew, and leave out those beyond its limit of eight."""
-    torch._dynamo.config.allow_unspec_int_on_nn_module = True
-    for block in model.h:
-        block.compile(dynamic=True)
 
 
 def mean_of(values: list[float]) -> float | None:

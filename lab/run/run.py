@@ -32,7 +32,7 @@ class Run:
     """What every method needs. As a context manager it releases the directory at the end, and says of an error what to
     do next.
 
-    args: the resolved options. tasks, encoded {name: samples}, budgets {name: tokens of an answer}; tokenizer,
+    args: the resolved options. tasks, samples {name: list}, budgets {name: tokens of an answer}; tokenizer,
     max_len, device, dtype; replay_loss, lm_rows, layout: see lab/run/setup.py. dir: the directory; finished: the run
     was, before this try. kept: tensors by name, which hooks may fill. Checkpoints hold them; a continued run starts
     without."""

@@ -34,7 +34,7 @@ def load(run) -> str:
     ]
     run.ceiling = {task.name: round(ceiling(task, args.cache_dir), 4) for task in run.tasks}
     run.slots = {task.name: run.tokenizer.add_task(task.name) for task in run.tasks}
-    run.encoded = {task.name: encode_task(task, run.tokenizer, run.max_len) for task in run.tasks}
+    run.samples = {task.name: encode_task(task, run.tokenizer, run.max_len) for task in run.tasks}
     run.budgets = {task.name: answer_budget(task, run.tokenizer, run.max_len) for task in run.tasks}
     run.replay_loss = args.replay_loss
     if run.replay_loss == "authors":

@@ -32,5 +32,5 @@ def show() -> None:
     for group in make_batch(samples, plan[0], n_current=4, soft=True):
         tokens, padded = group.ids.numel(), group.packing.padded_tokens()
         print(f"  {len(group.rows)} rows, packed: {tokens} tokens ({padded} in attention), ", end="")
-        print(f"{len(group.labels)} supervised: {int(group.soft.sum())} by the teacher's distribution, ", end="")
-        print(f"{int((~group.soft).sum())} by the labels")
+        print(f"{len(group.labels)} supervised: {len(group.soft)} by the teacher's distribution, ", end="")
+        print(f"{len(group.hard)} by the labels")

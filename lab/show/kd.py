@@ -86,7 +86,8 @@ def show_what_trains() -> None:
         return torch.cat([model(torch.tensor([row.ids]))[0] for row in group.rows])[labels >= 0]
 
     z = logits(student)
-    plain = (weights * torch.where(group.soft, word_kd(z, logits(teacher.model), 2), nll(z, group.labels))).sum()
+    losses = nll(z, group.labels).index_copy(0, group.soft, word_kd(z, logits(teacher.model), 2)[group.soft])
+    plain = (weights * losses).sum()
     a, b = (torch.autograd.grad(loss, student.wte.weight)[0] for loss in (trained, plain))
     print("\nThese two functions train. A current and a replay sample, Σ weight · word_kd + Σ weight · nll:")
     print(f"    {trained:.4f} by kd.group_loss, {plain:.4f} from all logits at once;", end=" ")
