@@ -24,7 +24,7 @@ from model import GPT
 
 
 def exact_match(predictions: list[str], examples: list[Example]) -> dict[str, float]:
-    """The share of predictions that equal their answer, both stripped, upper and lower case told apart."""
+    """The share of predictions that equal their answer, both stripped. Case counts."""
     hits = [p.strip() == e.answer.strip() for p, e in zip(predictions, examples, strict=True)]
     return {"em": percent(hits)}
 

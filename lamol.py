@@ -58,10 +58,12 @@ def top_k_sampler(k: int, n: int, steps: int, generator: torch.Generator):
     def pick(logits, rows, t):
         """The inverse of each row's cumulative distribution at u. logits (b, V) -> tokens (b,)."""
         size = k if 0 < k < logits.size(-1) else logits.size(-1)
-        values, ids = logits.topk(size)  # (b, k): the other words have probability 0 ...
-        kept = int((logits >= values[:, -1:]).sum(dim=-1).max())
-        if kept > size:  # ... but for ties with the k-th
-            values, ids = top_k_filter(logits, size).topk(kept)
+        n = 2 * size  # the k likeliest, and as many as may tie with the k-th; all other words have probability 0
+        values, ids = logits.topk(min(n, logits.size(-1)))
+        while (values[:, -1] == values[:, size - 1]).any() and n < logits.size(-1):
+            n *= 2
+            values, ids = logits.topk(min(n, logits.size(-1)))
+        values = top_k_filter(values, size)
         # in double precision on the CPU, so that a random number means the same token on every device
         cdf = values.cpu().double().softmax(dim=-1).cumsum(dim=-1)
         at = torch.searchsorted(cdf, (u[rows, t] * cdf[:, -1])[:, None], right=True).clamp(max=cdf.size(-1) - 1)

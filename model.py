@@ -34,10 +34,11 @@ class GPTConfig:
     layer_norm_epsilon: float = 1e-5
 
 
-def causal(q, k, v, dropout: float):
-    """Each token attends to itself and to those before it: q, k, v (B, H, T, C/H) -> (B, H, T, C/H).
+def causal(qkv, dropout: float):
+    """Each token attends to itself and to those before it: queries, keys and values (3, B, H, T, C/H) -> (B, H, T, C/H).
 
     softmax(q kᵀ / √(C/H) + mask) v, in one fused kernel. lab/fast has the same for packed rows, and with a cache."""
+    q, k, v = qkv
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
 
@@ -52,8 +53,8 @@ class Attention(nn.Module):
 
     def forward(self, x, attend=causal):
         B, T, C = x.size()
-        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).chunk(3, dim=2))
-        y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, C/H)
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        y = attend(qkv, self.dropout if self.training else 0.0)  # (B, H, T, C/H)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
         return F.dropout(y, self.dropout, self.training)
 

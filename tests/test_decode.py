@@ -38,7 +38,8 @@ def test_prefilled_prompts_have_the_hidden_states_keys_and_values_of_each_alone(
     model, prompts = tiny(), prompts_of([5, 30, 1, 7, 12])
     plain, passes, hidden_of = [], [], model.hidden
 
-    def keep(q, k, v, dropout):
+    def keep(qkv, dropout):
+        q, k, v = qkv
         plain[-1] += [k[0], v[0]]
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 

@@ -94,9 +94,9 @@ def test_a_token_sees_itself_and_those_before_it():
     before, after = model(ids), model(other)
     torch.testing.assert_close(before[:, :12], after[:, :12], rtol=1e-12, atol=1e-12)
     assert (before[:, 12:] != after[:, 12:]).all()
-    q, k, v = torch.randn(3, 1, 2, 5, 8, generator=seeded(0), dtype=torch.double)
+    q, k, v = qkv = torch.randn(3, 1, 2, 5, 8, generator=seeded(0), dtype=torch.double)
     scores = (q @ k.transpose(2, 3) / 8**0.5).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
-    torch.testing.assert_close(causal(q, k, v, 0.0), scores.softmax(-1) @ v)
+    torch.testing.assert_close(causal(qkv, 0.0), scores.softmax(-1) @ v)
 
 
 def test_dropout_is_after_the_embedding_in_attention_and_after_each_half_of_a_block_in_training_only(monkeypatch):

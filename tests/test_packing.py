@@ -43,12 +43,12 @@ def test_packed_rows_of_one_length_have_the_dropout_masks_of_a_plain_batch():
 
 
 def test_attention_drops_weights_and_scales_the_others_to_keep_their_mean():
-    q, k, v = torch.randn(3, 1, 2, 14, 8, generator=seeded(0))
+    qkv = torch.randn(3, 1, 2, 14, 8, generator=seeded(0))
     packing = Packing.of([6, 5, 3])
     torch.manual_seed(0)
-    mean = sum(packing.attend(q, k, v, 0.5) for _ in range(3000)) / 3000
-    torch.testing.assert_close(mean, packing.attend(q, k, v, 0.0), rtol=0, atol=0.1)
-    assert (packing.attend(q, k, v, 0.5) == 0).any()  # a first token has one weight only
+    mean = sum(packing.attend(qkv, 0.5) for _ in range(3000)) / 3000
+    torch.testing.assert_close(mean, packing.attend(qkv, 0.0), rtol=0, atol=0.1)
+    assert (packing.attend(qkv, 0.5) == 0).any()  # a first token has one weight only
 
 
 def test_padding_has_no_influence(monkeypatch):
@@ -56,12 +56,12 @@ def test_padding_has_no_influence(monkeypatch):
     model, rows = tiny(), prompts_of([11, 8, 5, 1])
     plain_blocks = Packing.padded_blocks
 
-    def with_noise(self, q, k, v):
-        for q_block, k_block, v_block, place in plain_blocks(self, q, k, v):
-            R, _, T, _ = q_block.shape
+    def with_noise(self, qkv):
+        for block, place in plain_blocks(self, qkv):
+            _, R, _, T, _ = block.shape
             padding = torch.ones(R * T, dtype=torch.double).index_fill(0, place, 0.0).view(R, 1, T, 1)
             assert padding.sum() == 4 * 11 - 25
-            yield q_block + 9 * padding, k_block - 7 * padding, v_block + 1e6 * padding, place
+            yield block + torch.tensor([9.0, -7.0, 1e6]).view(3, 1, 1, 1, 1) * padding, place
 
     found = []
     for blocks in (plain_blocks, with_noise):

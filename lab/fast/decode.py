@@ -41,24 +41,23 @@ class KVCache:
         visible = torch.arange(used, device=self.length.device) <= self.length[:, None]
         self.visible = visible[:, None, None]  # (B, 1, 1, used)
 
-    def attend(self, q, k, v, dropout: float):
-        """Write one token a row, then attend to all tokens of its row: q, k, v (B, H, 1, C/H) -> (B, H, 1, C/H)."""
+    def attend(self, qkv, dropout: float):
+        """Write one token a row, then attend to all tokens of its row: (3, B, H, 1, C/H) -> (B, H, 1, C/H)."""
         layer = next(self.layers)
         # `layer`, `rows` and `length` stand apart from each other, so that their dimension, B, comes first
-        self.kv[:, layer, self.rows, :, self.length] = torch.stack([k[:, :, 0], v[:, :, 0]], dim=1)  # (B, 2, H, C/H)
+        self.kv[:, layer, self.rows, :, self.length] = qkv[1:, :, :, 0].transpose(0, 1)  # (B, 2, H, C/H)
         k, v = self.kv[:, layer, :, :, : self.used].unbind(0)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible)
+        return F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=self.visible)
 
     def prefill(self, packing: Packing, first_row: int):
         """The attention of packed prompts that also writes their keys and values, from row `first_row` on."""
 
-        def attend(q, k, v, dropout):
+        def attend(qkv, dropout):
             out, row, layer = [], first_row, next(self.layers)
-            for q_block, k_block, v_block, place in packing.padded_blocks(q, k, v):
-                R, _, T, _ = k_block.shape
-                self.kv[0, layer, row : row + R, :, :T] = k_block
-                self.kv[1, layer, row : row + R, :, :T] = v_block
-                out.append(packing.unpad(padded_causal(q_block, k_block, v_block, dropout), place))
+            for block, place in packing.padded_blocks(qkv):
+                _, R, _, T, _ = block.shape
+                self.kv[:, layer, row : row + R, :, :T] = block[1:]
+                out.append(packing.unpad(padded_causal(block, dropout), place))
                 row += R
             return torch.cat(out).transpose(0, 1)[None]
 

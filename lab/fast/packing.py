@@ -58,21 +58,19 @@ class Packing:
         return sum(R * T for _, R, T in self.blocks)
 
     @torch.compiler.disable  # the number of blocks changes from group to group
-    def attend(self, q, k, v, dropout: float):
-        """Causal attention within each row: q, k, v (1, H, N, C/H) -> (1, H, N, C/H)."""
-        out = [self.unpad(padded_causal(q, k, v, dropout), place) for q, k, v, place in self.padded_blocks(q, k, v)]
+    def attend(self, qkv, dropout: float):
+        """Causal attention within each row: queries, keys, values (3, 1, H, N, C/H) -> (1, H, N, C/H)."""
+        out = [self.unpad(padded_causal(block, dropout), place) for block, place in self.padded_blocks(qkv)]
         return torch.cat(out).transpose(0, 1)[None]
 
-    def padded_blocks(self, q, k, v):
-        """Yield q, k, v of each block, (R, H, T, C/H) with zeros behind the rows, and the places of its tokens."""
+    def padded_blocks(self, qkv):
+        """Yield queries, keys and values of each block, (3, R, H, T, C/H) with zeros behind the rows, and the places of
+        its tokens."""
         sizes = [tokens for tokens, _, _ in self.blocks]
-        per_block = zip(*(x[0].transpose(0, 1).split(sizes) for x in (q, k, v)))  # (tokens, H, C/H) each
-        for parts, place, (_, R, T) in zip(per_block, self.place.split(sizes), self.blocks):
-            padded = (
-                x.new_zeros(R * T, *x.shape[1:]).index_copy(0, place, x).unflatten(0, (R, T)).transpose(1, 2)
-                for x in parts
-            )
-            yield *padded, place
+        tokens = qkv[:, 0].permute(2, 0, 1, 3)  # (N, 3, H, C/H)
+        for x, place, (_, R, T) in zip(tokens.split(sizes), self.place.split(sizes), self.blocks):
+            padded = x.new_zeros(R * T, *x.shape[1:]).index_copy(0, place, x)
+            yield padded.unflatten(0, (R, T)).permute(2, 0, 3, 1, 4), place
 
     @staticmethod
     def unpad(y, place):
@@ -80,8 +78,9 @@ class Packing:
         return y.transpose(1, 2).flatten(0, 1).index_select(0, place)
 
 
-def padded_causal(q, k, v, dropout: float):
+def padded_causal(qkv, dropout: float):
     """Causal attention of padded rows. Padding stands on the right, where no token looks."""
+    q, k, v = qkv
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
 
