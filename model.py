@@ -35,7 +35,7 @@ class GPTConfig:
 
 
 def causal(qkv, dropout: float):
-    """Each token attends to itself and to those before it: queries, keys and values (3, B, H, T, C/H) -> (B, H, T, C/H).
+    """Each token attends to itself and to those before it: queries, keys, values (3, B, H, T, C/H) -> (B, H, T, C/H).
 
     softmax(q kᵀ / √(C/H) + mask) v, in one fused kernel. lab/fast has the same for packed rows, and with a cache."""
     q, k, v = qkv
