@@ -15,6 +15,7 @@ Parts   step      an update of 124M on WOZ turns, batch 32: LAMOL (NLL) and Word
         nano      pseudo-data from a nano model that has learned to stop
         method    whole runs on nano: the default one, and each method
         growth    stages of eight equal tasks; updates at growing row lengths and vocabularies
+        launches  what a GPU would wait for, counted on a CPU: operations of an update, steps of decoding
 """
 
 import argparse
@@ -117,6 +118,8 @@ def line_of(result: dict, peaks: dict) -> str:
         return f"{head} " + "; ".join(stages_of(ours))
     if "seconds" in ours:
         return f"{head} " + ", ".join(run_of(result, other))
+    if "rate" not in ours:
+        return f"{head} " + ", ".join(f"{name} {n:g}" for name, n in ours.items())
     text = f"{head} {ours['rate']:8.1f} "
     if other:
         ratio = result[f"ratio to {other}"]
@@ -225,7 +228,7 @@ def bench(a, device) -> None:
             for case in cases:
                 if a.against and "before" not in case["sides"]:
                     continue
-                rounds = 1 if a.quick or case["what"] == "growth" else a.rounds
+                rounds = 1 if a.quick or case["what"] in ("growth", "launches") else a.rounds
                 results.append(compare(case, rounds, str(device), a.against, folder) | {"part": part})
                 print(line_of(results[-1], peaks), flush=True)
                 if a.json:

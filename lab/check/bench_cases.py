@@ -12,6 +12,8 @@ version of this project. So the keys keep their meaning:
     batch, steps, kd, cache            updates: examples in each, how many, the method, bytes for the teacher's states
     prompts, top_k, stop, seed         generation: rows, words to sample from (null: greedy), stop token (-1: none)
     task_id, new                       all prompts are this token, and get at most so many new ones
+    count, task, earlier, updates      launches: of an update of a task after an earlier one, of a step, of a run ...
+    order, stand_in                    ... with these tasks, some of which others stand in for
     arguments                          of train.py; RUNS in them is a folder of each side's and round's own, which
                                        the cases of a part share: teachers are found there
 
@@ -35,7 +37,7 @@ from lab.run.pretrained import gpt2_tokenizer, load_gpt, nano_tokenizer
 from lab.tasks import load_task
 from model import GPT, GPTConfig
 
-PARTS = ("step", "long", "generate", "nano", "method", "growth")
+PARTS = ("step", "long", "generate", "nano", "method", "growth", "launches")
 GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768}
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 256}
 DTYPES = ("float32", "bfloat16")
@@ -63,7 +65,9 @@ def cases_of(part: str, quick: bool, folder: str, where: dict, device: str) -> l
         return nano_cases(quick, folder, device)
     if part == "method":
         return method_cases(quick)
-    return growth_cases(quick, folder, step)
+    if part == "growth":
+        return growth_cases(quick, folder, step)
+    return launches_cases(quick, where)
 
 
 def step_cases(step: dict) -> list[dict]:
@@ -124,6 +128,18 @@ def growth_cases(quick: bool, folder: str, step: dict) -> list[dict]:
     for vocab in (1000, 10000) if quick else (1000, 10000, 100000):
         cases.append(small | {"name": f"{vocab:,} words", "length": 64, "batch": 32, "vocab": vocab})
     return cases
+
+
+def launches_cases(quick: bool, where: dict) -> list[dict]:
+    """What is counted: updates as the plan makes them, a decoding step, the decoding steps of whole runs."""
+    stand_in = dict.fromkeys(("yelp", "amazon", "dbpedia", "yahoo"), "ag")
+    base = {"what": "launches", "dtype": "float32", "sides": ["ours"], "stand_in": stand_in, **where}
+    updates = base | {"count": "update", "updates": 1 if quick else 5}
+    tasks = (("woz", "cnn"), ("sql", "woz"), ("cnn", "sql"), ("ag", "woz"))
+    cases = [updates | {"name": f"update of {a}, after {b}", "task": a, "earlier": b} for a, b in tasks]
+    cases.append(base | {"count": "step", "name": "decoding step"})
+    orders = ("woz,sql,cnn",) if quick else ("woz,sql,cnn", "dbpedia,yahoo,ag,amazon,yelp")
+    return cases + [base | {"count": "run", "name": order, "order": order} for order in orders]
 
 
 # ---------------------------------------------------------------------- what every side works on

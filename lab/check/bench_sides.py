@@ -19,6 +19,7 @@ import kd
 import train
 from data import IGNORE, make_batch, plan_epoch
 from eval import greedy
+from lab.check import launches
 from lab.check.bench_cases import examples_of, flops_of, model_of, prompts_of
 from lab.fast.decode import decode
 from lab.fast.packing import Layout
@@ -249,6 +250,12 @@ def of_generation(tokens, seconds, peak, held) -> dict:
 
 
 # ---------------------------------------------------------------------- ours alone: the machine, whole runs, a sequence
+
+
+def launches_ours(case, device, dtype) -> dict:
+    """What a GPU would wait for, see launches.py."""
+    counts = {"update": launches.update_launches, "step": launches.step_launches, "run": launches.decoding_steps}
+    return counts[case["count"]](case)
 
 
 def peak_ours(case, device, dtype) -> dict:
