@@ -15,6 +15,7 @@ The labels are shifted here, once. No loss shifts anything.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import tiktoken
 import torch
@@ -114,6 +115,16 @@ class Sample:
     context_cut: int = 0
     answer_cut: int = 0
     id: str = ""
+
+    @cached_property
+    def qa_row(self) -> torch.Tensor:
+        """Ids and labels of the QA row (2, T), made once: a sample is in many batches."""
+        return torch.tensor([self.qa_ids, self.qa_labels])
+
+    @cached_property
+    def lm_row(self) -> torch.Tensor:
+        """Ids and labels of the LM row (2, T)."""
+        return torch.tensor([self.lm_ids, self.lm_labels])
 
 
 def encode_parts(c, q, a, task_id, tokenizer, max_len, stopped=True, id="") -> Sample | None:
@@ -230,7 +241,7 @@ def make_batch(samples, indices, n_current, lm=True, soft=False, layout=None) ->
 
 def collate(rows: list[Row], soft: bool = False, process: int = 0) -> Group:
     """Rows as tensors on the CPU, one after another."""
-    labels = torch.tensor([label for row in rows for label in row.labels])
+    ids, labels = torch.cat([row.sample.lm_row if row.lm else row.sample.qa_row for row in rows], dim=1)
     lengths = torch.tensor([len(row.ids) for row in rows])
     supervised = (labels != IGNORE).nonzero()[:, 0]
     lm = torch.tensor([row.lm for row in rows]).repeat_interleave(lengths)[supervised]
@@ -239,7 +250,7 @@ def collate(rows: list[Row], soft: bool = False, process: int = 0) -> Group:
     return Group(
         rows=rows,
         packing=Packing.of(lengths.tolist()),
-        ids=torch.tensor([[i for row in rows for i in row.ids]]),
+        ids=ids[None],
         supervised=supervised,
         labels=labels[supervised],
         lm=lm,

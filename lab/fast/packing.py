@@ -4,15 +4,17 @@ A padded batch spends much of its time on padding. Here a group of rows is one r
 attention treats each token alone, so it sees no padding at all; attention pads, block by block, rows of similar length.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-BLOCK_ROWS = 8  # a block of attention has so many rows whatever their lengths, and more rows only of similar length
-GROUP_TOKENS = 4096  # the most tokens in one forward pass ...
-# ... and the most entries of one head's attention matrices: more on a GPU, whose kernels never store them
-GROUP_SCORES = {"cpu": 1024**2, "cuda": 4 * 1024**2}
+PADDING = 512  # tokens of padding in a block of attention that cost less than one more block
+# The most tokens of one forward pass, and the most entries of one head's attention matrices. A GPU's kernels never
+# store these, and it has nothing to do while the program prepares the next pass: so its groups are large.
+GROUP_TOKENS = {"cpu": 2**12, "cuda": 2**15}
+GROUP_SCORES = {"cpu": 2**20, "cuda": math.inf}
 
 
 def move(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
@@ -40,15 +42,17 @@ class Packing:
         """Pack rows of these lengths, best sorted by length. The tensors are on the CPU."""
         blocks = []
         for n in lengths:
-            similar = blocks and 0.75 <= n / blocks[-1][0] <= 1 / 0.75  # at most a quarter is padding
-            if blocks and (len(blocks[-1]) < BLOCK_ROWS or similar):
-                blocks[-1].append(n)
-            else:
-                blocks.append([n])
-        position = torch.cat([torch.arange(n) for n in lengths])
-        first = torch.tensor([i * max(block) for block in blocks for i in range(len(block))])  # of each row
-        place = position + first.repeat_interleave(torch.tensor(lengths))
-        return cls(position, place, [(sum(block), len(block), max(block)) for block in blocks])
+            if blocks:
+                tokens, R, T = blocks[-1]
+                tokens, R, T = tokens + n, R + 1, max(T, n)
+                if R * T - tokens <= max(PADDING, tokens // 3):  # then a quarter of the places, or few of them
+                    blocks[-1] = tokens, R, T
+                    continue
+            blocks.append((n, 1, n))
+        sizes = torch.tensor(lengths)
+        first = torch.tensor([i * T for _, R, T in blocks for i in range(R)])  # the place of each row
+        position = torch.arange(sum(lengths)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        return cls(position, position + first.repeat_interleave(sizes), blocks)
 
     def to(self, device: torch.device) -> "Packing":
         return Packing(move(self.position, device), move(self.place, device), self.blocks)
@@ -68,14 +72,15 @@ class Packing:
         its tokens."""
         sizes = [tokens for tokens, _, _ in self.blocks]
         tokens = qkv[:, 0].permute(2, 0, 1, 3)  # (N, 3, H, C/H)
-        for x, place, (_, R, T) in zip(tokens.split(sizes), self.place.split(sizes), self.blocks):
-            padded = x.new_zeros(R * T, *x.shape[1:]).index_copy(0, place, x)
+        for x, place, (n, R, T) in zip(tokens.split(sizes), self.place.split(sizes), self.blocks):
+            padded = x if n == R * T else x.new_zeros(R * T, *x.shape[1:]).index_copy(0, place, x)
             yield padded.unflatten(0, (R, T)).permute(2, 0, 3, 1, 4), place
 
     @staticmethod
     def unpad(y, place):
         """(R, H, T, C/H) of a block -> (tokens, H, C/H)."""
-        return y.transpose(1, 2).flatten(0, 1).index_select(0, place)
+        y = y.transpose(1, 2).flatten(0, 1)
+        return y if len(y) == len(place) else y.index_select(0, place)
 
 
 def padded_causal(qkv, dropout: float):
@@ -97,12 +102,13 @@ class Layout:
         """The groups of rows of these lengths: for each, which process takes it, and its rows' numbers, the longest
         first. Rows are dealt out to the processes in turn."""
         order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
-        scores, groups = GROUP_SCORES.get(self.device, GROUP_SCORES["cpu"]), []
+        most_tokens, most_scores = (x.get(self.device, x["cpu"]) for x in (GROUP_TOKENS, GROUP_SCORES))
+        groups = []
         for process in range(self.processes):
             group, tokens = [], 0
             for i in order[process :: self.processes]:
-                full = len(group) == (self.rows or len(order)) or tokens + lengths[i] > GROUP_TOKENS
-                if group and (full or (len(group) + 1) * lengths[group[0]] ** 2 > scores):
+                full = len(group) == (self.rows or len(order)) or tokens + lengths[i] > most_tokens
+                if group and (full or (len(group) + 1) * lengths[group[0]] ** 2 > most_scores):
                     groups.append((process, group))
                     group, tokens = [], 0
                 group.append(i)
