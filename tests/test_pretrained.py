@@ -4,7 +4,10 @@ python -m pytest tests/test_pretrained.py"""
 
 import json
 import os
+import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +18,9 @@ from safetensors.torch import load_file, save_file
 from data import Example, encode_prompt
 from eval import predict
 from lab.errors import ModelFileError
+from lab.run.hub import PRETRAINED, pinned_in_cache
 from lab.run.pretrained import (
-    DEFAULT_CACHE,
     NANO,
-    PRETRAINED,
     SIZES,
     load_gpt,
     load_student,
@@ -53,9 +55,6 @@ def change_config(folder, **changes):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(p, b[key]) for key, p in a.items())
-
-
-# ---------------------------------------------------------------------- layers
 
 
 # ---------------------------------------------------------------------- weights in and out
@@ -137,22 +136,118 @@ def test_the_config_comes_back_as_it_was(tmp_path):
     "name, parameters",
     [("gpt2", 124439808), ("gpt2-medium", 354823168), ("gpt2-large", 774030080), ("gpt2-xl", 1557611200)],
 )
-def test_the_sizes_are_openais_and_so_many_megabytes_to_download(name, parameters):
+def test_the_sizes_are_openais(name, parameters):
     with torch.device("meta"):
         model = GPT(SIZES[name])
     assert sum(p.numel() for p in model.parameters()) == parameters
-    masks = SIZES[name].n_layer * SIZES[name].n_positions ** 2  # these files have the causal masks as buffers
-    assert PRETRAINED[name].megabytes == round(4 * (parameters + masks) / 1e6)
 
 
 def test_the_real_gpt2_continues_the_dog_as_known():
-    if not (Path(DEFAULT_CACHE).expanduser() / "models" / "gpt2" / "model.safetensors").exists():
+    if not pinned_in_cache("gpt2", "model.safetensors", PRETRAINED["gpt2"].sha256):
         pytest.skip("needs OpenAI's weights")
     ids, model = [464, 3290], load_gpt("gpt2").eval()
     for _ in range(18):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     known = [373, 1043, 287, 257, 2214, 1474, 262, 16246, 286, 2688, 290, 2688, 27262, 13, 198, 198, 464, 3290]
     assert ids[2:] == known
+
+
+def test_two_spellings_of_the_same_model_load_as_one(both, tmp_path):
+    theirs = both[0]
+    config = type(theirs.config)(**theirs.config.to_dict() | {"activation_function": "gelu_pytorch_tanh"})
+    config.n_inner = 4 * config.n_embd
+    other = type(theirs)(config).eval()
+    other.load_state_dict(theirs.state_dict())
+    other.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["n_inner"] == 192
+    assert load_gpt(tmp_path).config == both[1].config and same(load_gpt(tmp_path).state_dict(), both[1].state_dict())
+    ids = torch.arange(30)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(load_gpt(tmp_path).eval()(ids), other(ids).logits, rtol=1e-5, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- several files, and pickles
+
+
+@pytest.fixture
+def shards(both, tmp_path):
+    """A model that transformers has cut into several files."""
+    both[0].save_pretrained(tmp_path, max_shard_size="100kB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3 and not (tmp_path / "model.safetensors").exists()
+    return tmp_path
+
+
+def test_the_shards_of_transformers_are_one_model(both, shards):
+    assert same(load_gpt(shards).state_dict(), both[1].state_dict())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "model.bin", ".safetensors", 5, None, ""],
+    ids=str,
+)
+def test_an_index_names_only_files_beside_it(name, shards):
+    path = shards / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["transformer.wte.weight"] = name
+    path.write_text(json.dumps(index))
+    with pytest.raises(ModelFileError, match=re.escape(f"{path}: weight_map must name files beside it")):
+        load_gpt(shards)
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', '{"weight_map": {}}', "[]", "{"])
+def test_an_index_without_a_map_is_refused(index, shards):
+    path = shards / "model.safetensors.index.json"
+    path.write_text(index)
+    with pytest.raises(ModelFileError, match=re.escape(str(path))):
+        load_gpt(shards)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "another's"])
+def test_a_damaged_shard_is_named(damage, shards):
+    path = sorted(shards.glob("model-*"))[1]
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        other = sorted(shards.glob("model-*"))[0].read_bytes()
+        path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "another's": other}[damage])
+    with pytest.raises(ModelFileError, match=re.escape(str(shards))) as e:
+        load_gpt(shards)
+    assert path.name in str(e.value) or (damage == "another's" and "is missing" in str(e.value))
+
+
+def test_a_folder_with_pytorch_model_bin_alone_says_how_to_convert_it_and_that_works(both, tmp_path):
+    both[0].save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(both[0].state_dict(), tmp_path / "pytorch_model.bin")  # with the head and the embedding as one tensor
+    for name in ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin"):
+        (tmp_path / "pytorch_model.bin").rename(tmp_path / name)
+        with pytest.raises(ModelFileError) as e:
+            load_gpt(tmp_path)
+        assert str(e.value).startswith(f"{tmp_path / name} is a pickle") and "\n" not in str(e.value)
+        (tmp_path / name).rename(tmp_path / "pytorch_model.bin")
+    command = re.search('python -c "(.*)"$', str(e.value))[1]
+    subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True)
+    assert same(load_gpt(tmp_path).state_dict(), both[1].state_dict())
+
+
+def test_a_pickle_is_never_read(both, tmp_path):
+    both[0].save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
+    load_gpt(tmp_path)  # its safetensors
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelFileError, match="is a pickle, which may run code"):
+        load_gpt(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
 
 
 # ---------------------------------------------------------------------- files that are wrong
@@ -190,6 +285,9 @@ def test_a_wrong_weight_file_is_refused_by_its_name_and_that_of_the_key(folder, 
         ({"activation_function": "relu"}, "activation_function = 'relu'"),
         ({"model_type": "bert"}, "model_type = 'bert'"),
         ({"n_inner": 5}, "n_inner = 5"),
+        ({"n_inner": 128}, "n_inner = 128"),
+        ({"n_inner": "512"}, "n_inner = '512'"),
+        ({"activation_function": "gelu"}, "activation_function = 'gelu'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
         ({"resid_pdrop": 7}, "resid_pdrop must be"),
         ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon must be"),
@@ -239,8 +337,29 @@ def test_the_vocabulary_grows_by_ans_pad_and_the_task_slots_once(tmp_path):
     model, tokenizer = pretrained("nano")
     assert model.config.vocab_size == tokenizer.n_vocab == 1001 + 47
     assert torch.equal(model.wte.weight[:1001], load_gpt(NANO).wte.weight)
-    save_gpt(model, tmp_path, tokenizer="nano")
+    save_gpt(model, tmp_path, tokenizer="nano", task_slots={})
     assert same(pretrained(tmp_path)[0].state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("rows", [1, 23, 47, 1000])
+def test_rows_beyond_the_vocabulary_are_padding_unless_a_run_has_made_them(rows, tmp_path, capsys):
+    """nanoGPT pads 50,257 rows to 50,304, which is also the number of a run's."""
+    padded = nano(grown=False)
+    n = padded.config.vocab_size
+    padded.grow_vocab(rows)
+    with torch.no_grad():
+        padded.wte.weight[n:] = 7.0
+    save_gpt(padded, tmp_path, tokenizer="nano")
+    model, tokenizer = pretrained(tmp_path)
+    assert capsys.readouterr().out == f"note     {tmp_path}: {rows} rows beyond the {n} tokens are cut (padding)\n"
+    assert model.config.vocab_size == tokenizer.n_vocab
+    assert same(model.state_dict(), pretrained("nano")[0].state_dict())
+    change_config(tmp_path, task_slots={})
+    if rows == 47:
+        assert torch.equal(pretrained(tmp_path)[0].wte.weight[n:], torch.full((47, 128), 7.0))
+    else:
+        with pytest.raises(ModelFileError, match=f"the model has {n + rows} tokens"):
+            pretrained(tmp_path)
 
 
 def test_a_vocabulary_that_is_not_its_tokenizers_is_refused(tmp_path):

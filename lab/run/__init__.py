@@ -1,6 +1,7 @@
 """Where a run happens. train.py uses `Run` and `command_line`; the rest is behind them.
 
-command.py       options, errors as one line, exit codes         options.py, device.py, pretrained.py
+command.py       options, errors as one line, exit codes         options.py, device.py
+pretrained.py    models and tokenizers, in and out               hub.py, vocabulary.py: from where they come
 run.py           what a method needs of a run                    setup.py, encoding.py: its inputs
 progress.py      the epochs and updates of a phase, the log      seeds.py
 rundir.py        the directory, its lock, what it holds          report.py: what is printed, the curves

@@ -15,8 +15,9 @@ from pathlib import Path
 from data import SLOTS
 from lab.errors import RunError, typed_path
 from lab.files import read_json, short_name
+from lab.run import hub
+from lab.run.hub import DEFAULT_CACHE, PRETRAINED
 from lab.run.parser import build_parser, flag
-from lab.run.pretrained import DEFAULT_CACHE, PRETRAINED
 from lab.tasks import TASKS, is_toy, task_name
 
 LIFELONG = ("finetune", "lamol")  # the methods that learn one task after another
@@ -67,8 +68,9 @@ class Options:
         f"tasks in order: {', '.join(TASKS)}, or folders with train.jsonl and test.jsonl", kind="source")
     method: str = option("lamol", "how tasks are learned", (*LIFELONG, "single", "multitask"))
     kd: str = option("", "distillation; default: word with lamol, else none", ("none", "word", "seq", "seqsoft"))
-    model: str = option("", f"{', '.join(PRETRAINED)}, nano, or a folder in the Hugging Face layout; default: nano if"
-        " all tasks are toy tasks, else gpt2", kind="source")
+    model: str = option("", f"{', '.join(PRETRAINED)}, nano, a folder in the Hugging Face layout, or owner/name of a"
+        " GPT-2 on the Hugging Face Hub (or owner/name@revision); default: nano if all tasks are toy tasks, else gpt2",
+        kind="source")
     teacher_model: str = option("", "what teachers start from, like --model and with its tokenizer; default: --model",
         unused=no_teacher, kind="source")  # in a teacher's key by its weights
     kd_beam: int = option(1, "beams of the teacher's answers in seq and seqsoft; 1: greedy",
@@ -112,7 +114,7 @@ class Options:
     compile: bool = option(False, "torch.compile: slow first updates, then faster ones", kind="rounding", teacher=True)
     data_dir: str = option("~/.cache/l2kd/raw", "raw files, as the public releases name them; downloaded if missing",
         kind="local")
-    cache_dir: str = option(DEFAULT_CACHE, "prepared data and downloaded weights", kind="local")
+    cache_dir: str = option(DEFAULT_CACHE, "prepared data; weights go to the cache of huggingface_hub", kind="local")
     runs_dir: str = option("runs", "where the run's directory is made", kind="local")
     teachers: str = option("", "where teachers are saved and found again; default: <runs-dir>/teachers",
         unused=no_teacher, kind="local")
@@ -131,7 +133,7 @@ def resolve(o: Options) -> Options:
     """Fill in the defaults that depend on other options. Raises ValueError for options that contradict each other."""
     texts = {f.name: getattr(o, f.name).strip() for f in fields(Options) if f.type is str}
     paths = {name: typed_path(flag(name), text) for name, text in texts.items() if name != "order"}
-    texts |= {name: paths[name] for name in ("model", "teacher_model")}  # the others are expanded where they are used
+    texts |= {name: hub.short(paths[name]) for name in ("model", "teacher_model")}  # others are expanded where used
     texts["order"] = ",".join(typed_path("--order", entry) for entry in o.order.split(","))
     o = replace(o, **texts)
     names = task_names(o.order)
@@ -147,8 +149,9 @@ def resolve(o: Options) -> Options:
         raise ValueError(f"--qa-only can't be used with --method {o.method} (single and multitask only)")
     for name in ("model", "teacher_model"):
         model = getattr(o, name)
-        if model and model not in (*PRETRAINED, "nano") and not os.path.isdir(model):
-            raise ValueError(f"{flag(name)} {model[:200]}: neither {', '.join(PRETRAINED)}, nano nor a folder")
+        if model and model not in (*PRETRAINED, "nano") and not (os.path.isdir(model) or hub.is_name(model)):
+            known = f"neither {', '.join(PRETRAINED)}, nano, a folder nor owner/name of a model on the hub"
+            raise ValueError(f"{flag(name)} {model[:200]}: {known}")
     for f in fields(Options):
         value, positive = getattr(o, f.name), f.metadata["positive"]
         if isinstance(value, int | float) and not (0 <= value < math.inf and (value or not positive)):
@@ -224,7 +227,7 @@ def full_name(o: Options, tasks: list[str]) -> str:
         value = getattr(o, f.name)
         if f.metadata["kind"] in ("result", "source") and value != getattr(default, f.name):
             if f.name in ("model", "teacher_model"):
-                value = Path(os.path.abspath(value)).name
+                value = value.partition("/")[2] if hub.is_name(value) else Path(os.path.abspath(value)).name
             elif f.name == "continue_":
                 value = parent_of(value)[1]
             value = f"{value:g}" if isinstance(value, float) else str(value)

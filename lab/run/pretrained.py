@@ -1,32 +1,32 @@
-"""Pretrained models and their tokenizers: OpenAI's GPT-2, nano, and folders in the Hugging Face layout.
+"""Pretrained models and their tokenizers: OpenAI's GPT-2, nano, folders and repositories in the Hugging Face layout.
 
-A source is what --model takes: `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl` (downloaded once), `nano`, or a folder
-with `config.json` and `model.safetensors`. Nothing here executes code of a file.
+A source is what --model takes: `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl` (downloaded once), `nano`, a folder with
+`config.json` and `model.safetensors`, or the name of a repository of the Hugging Face Hub with these files, see hub.py.
+Nothing here executes code of a file.
 """
 
 import base64
-import hashlib
 import json
+import re
 from dataclasses import asdict
-from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
 
 import tiktoken
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data import Tokenizer
-from lab.errors import DataError, ModelFileError
-from lab.files import sync
+from lab.errors import ModelFileError
+from lab.run import hub
+from lab.run.hub import DEFAULT_CACHE, PRETRAINED, WEIGHTS
+from lab.run.vocabulary import gpt2_tokenizer, is_own
 from lab.tasks import TASKS
-from lab.tasks.fetch import one_at_a_time, receive, sha256
 from model import GPT, GPTConfig
 
 NANO = Path(__file__).parents[1] / "assets" / "nano"  # made by lab/nano.py
 NANO_VOCABULARY = NANO.with_name("nano.tiktoken")
-DEFAULT_CACHE = "~/.cache/l2kd"
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # how GPT-2 cuts text into words
 
 SIZES = {
     "gpt2": GPTConfig(),
@@ -35,29 +35,13 @@ SIZES = {
     "gpt2-xl": GPTConfig(n_embd=1600, n_layer=48, n_head=25),
 }
 
-
-class Download(NamedTuple):
-    """Where the weights of a pretrained model are, their SHA-256 if one is published, and their size."""
-
-    url: str
-    sha256: str | None
-    megabytes: int
-
-
-HUB = "https://huggingface.co/openai-community"
-PRETRAINED = {
-    "gpt2": Download(
-        f"{HUB}/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e/model.safetensors",
-        "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
-        548,
-    ),
-    "gpt2-medium": Download(f"{HUB}/gpt2-medium/resolve/main/model.safetensors", None, 1520),
-    "gpt2-large": Download(f"{HUB}/gpt2-large/resolve/main/model.safetensors", None, 3247),
-    "gpt2-xl": Download(f"{HUB}/gpt2-xl/resolve/main/model.safetensors", None, 6432),
+# What GPT-2 is, among the models that its config.json could describe: the values of a key that mean it.
+PLAIN = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
 }
-# What GPT-2 is, among the models that its config.json could describe.
-PLAIN = {"model_type": "gpt2", "activation_function": "gelu_new", "n_inner": None, "scale_attn_weights": True}
-PLAIN |= {"scale_attn_by_inverse_layer_idx": False}
 
 # ---------------------------------------------------------------------- where everything starts
 
@@ -66,12 +50,22 @@ def pretrained(source: str | Path, cache_dir: str | Path = DEFAULT_CACHE, why: s
     """The model of a source, its vocabulary grown by ANS, PAD and the task slots, and its tokenizer.
 
     why: the reason for this model, which is printed before a download. Raises ModelFileError, DataError."""
-    model, tokenizer = load_gpt(source, cache_dir, why), tokenizer_of(source)
-    known = model.config.vocab_size
-    if known == tokenizer.n_base:
-        model.grow_vocab(tokenizer.n_vocab - known)
-    elif known != tokenizer.n_vocab:  # the model of a run has grown already
-        raise ModelFileError(f"{source}: the model has {known} tokens, but its tokenizer has {tokenizer.n_base}")
+    if source in PRETRAINED and Path(source).is_dir():
+        print(f"note     {source} is OpenAI's model; the folder of this name is ./{source}")
+    tokenizer = tokenizer_of(source)  # before 548 MB are downloaded
+    model = load_gpt(source, cache_dir, why)
+    rows = model.config.vocab_size
+    of_a_run = source not in PRETRAINED and "task_slots" in read_object(needed(source, "config.json"))
+    if rows > tokenizer.n_base and not of_a_run:
+        model.wte = torch.nn.Embedding.from_pretrained(model.wte.weight.data[: tokenizer.n_base], freeze=False)
+        model.config.vocab_size = tokenizer.n_base
+        print(
+            f"note     {source}: {rows - tokenizer.n_base} rows beyond the {tokenizer.n_base} tokens are cut (padding)"
+        )
+    if model.config.vocab_size == tokenizer.n_base:
+        model.grow_vocab(tokenizer.n_vocab - tokenizer.n_base)
+    if model.config.vocab_size != tokenizer.n_vocab:
+        raise ModelFileError(f"{source}: the model has {rows} tokens, but its tokenizer has {tokenizer.n_base}")
     return model, tokenizer
 
 
@@ -79,8 +73,9 @@ def load_student(folder: str | Path) -> tuple[GPT, Tokenizer, dict]:
     """A model folder that a run has written -> the model, its tokenizer with the tasks' slots, its config.json.
 
     Raises ModelFileError, DataError."""
+    folder = Path(folder)
     model, tokenizer = load_gpt(folder), tokenizer_of(folder)
-    path = Path(folder) / "config.json"
+    path = folder / "config.json"
     config = read_object(path)
     slots, budgets = config.get("task_slots"), config.get("answer_budgets", {})
     if model.config.vocab_size != tokenizer.n_vocab:
@@ -99,19 +94,61 @@ def load_student(folder: str | Path) -> tuple[GPT, Tokenizer, dict]:
 
 
 def load_gpt(source: str | Path, cache_dir: str | Path = DEFAULT_CACHE, why: str = "") -> GPT:
-    """The GPT-2 of a source, in float32, with the vocabulary of the file. gpt2 and its larger sizes are downloaded
-    into cache_dir. Raises ModelFileError, which names the file and the key."""
-    if source in PRETRAINED:
-        config, path = SIZES[source], download(source, cache_dir, why)
-    else:
-        folder = folder_of(source)
-        config, path = read_config(folder / "config.json"), folder / "model.safetensors"
+    """The GPT-2 of a source, in float32, with the vocabulary of the file, which is downloaded if it is not here.
+
+    Raises ModelFileError, which names the file and the key."""
+    config = SIZES[source] if source in PRETRAINED else read_config(needed(source, "config.json"))
+    paths = weight_files(source, cache_dir, why)
     try:
-        return GPT.from_openai(config, read_weights(path))
+        return GPT.from_openai(config, {key: p for path in paths for key, p in read_weights(path).items()})
     except ModelFileError:
         raise
     except ValueError as e:
-        raise ModelFileError(f"{path}: {e}") from None
+        raise ModelFileError(f"{paths[0]}: {e}") from None
+
+
+def weight_files(source: str | Path, cache_dir: str | Path = DEFAULT_CACHE, why: str = "") -> list[Path]:
+    """The safetensors files of a source, downloaded if they are not here: one, or several that an index names.
+
+    Raises ModelFileError."""
+    if source in PRETRAINED:
+        return [hub.pinned_weights(source, cache_dir, why)]
+    if path := find(source, WEIGHTS, cache_dir, why):
+        return [path]
+    if index := find(source, f"{WEIGHTS}.index.json", cache_dir):
+        names = read_object(index).get("weight_map")
+        names = sorted(set(map(str, names.values()))) if isinstance(names, dict) and names else [""]
+        if wrong := [name for name in names if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name)]:
+            raise ModelFileError(f"{index}: weight_map must name files beside it for all keys, not {wrong[0]!r:.80}")
+        return [needed(source, name, cache_dir, why) for name in names]
+    pickles = [] if hub.is_name(source) else list(folder_of(source).glob("pytorch_model*.bin"))
+    if pickles or hub.is_name(source):
+        which = f"{pickles[0]} is a pickle, which may run code" if pickles else f"{source}: there is no {WEIGHTS}"
+        raise ModelFileError(f"{which}; where pytorch_model.bin is, turn it into {WEIGHTS}: {CONVERT}")
+    return [needed(source, WEIGHTS)]
+
+
+CONVERT = (
+    'python -c "import torch, safetensors.torch as s; '
+    "w = torch.load('pytorch_model.bin', weights_only=True); "
+    "s.save_file({k: v.contiguous().clone() for k, v in w.items()}, 'model.safetensors')\""
+)
+
+
+def find(source: str | Path, name: str, cache_dir: str | Path = DEFAULT_CACHE, why: str = "") -> Path | None:
+    """A file of a folder or, downloaded if it is not here, of a repository; None if there is none of this name."""
+    if hub.is_name(source):
+        return hub.repository_file(source, name, cache_dir, why)
+    path = folder_of(source) / name
+    return path if path.is_file() else None  # reading a pipe would block
+
+
+def needed(source: str | Path, name: str, cache_dir: str | Path = DEFAULT_CACHE, why: str = "") -> Path:
+    """As find, but raises ModelFileError if there is none."""
+    if path := find(source, name, cache_dir, why):
+        return path
+    place = f"{source}: {name}" if hub.is_name(source) else folder_of(source) / name
+    raise ModelFileError(f"{place} is missing; a model folder holds config.json and {WEIGHTS}")
 
 
 def folder_of(source: str | Path) -> Path:
@@ -127,7 +164,7 @@ def save_gpt(model: GPT, folder: str | Path, dtype: torch.dtype = torch.float32,
     config |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout, "n_ctx": config["n_positions"]}
     config |= {"bos_token_id": extra.get("eos_token_id"), "tie_word_embeddings": True} | extra
     try:
-        save_file(model.to_openai(dtype), folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(model.to_openai(dtype), folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as e:  # a full disk, for example
         raise OSError(f"{folder}: {e}") from None
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -140,7 +177,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             raise FileNotFoundError
         return load_file(path)
     except FileNotFoundError:
-        raise ModelFileError(f"{path} is missing; a model folder holds config.json and model.safetensors") from None
+        raise ModelFileError(f"{path} is missing; a model folder holds config.json and {WEIGHTS}") from None
     except (SafetensorError, OSError) as e:
         raise ModelFileError(f"{path} is not a whole safetensors file: {e}") from None
 
@@ -152,7 +189,7 @@ def read_object(path: Path) -> dict:
             raise FileNotFoundError
         value = json.loads(path.read_text(encoding="utf-8-sig"))  # perhaps with a byte order mark
     except FileNotFoundError:
-        raise ModelFileError(f"{path} is missing; a model folder holds config.json and model.safetensors") from None
+        raise ModelFileError(f"{path} is missing; a model folder holds config.json and {WEIGHTS}") from None
     except (ValueError, RecursionError, OSError) as e:
         raise ModelFileError(f"{path} can't be read as JSON: {e}") from None
     if not isinstance(value, dict):
@@ -163,15 +200,17 @@ def read_object(path: Path) -> dict:
 def read_config(path: Path) -> GPTConfig:
     """The GPTConfig of a Hugging Face `config.json`. Raises ModelFileError if it is not that of a plain GPT-2."""
     raw = read_object(path)
-    for key, wanted in PLAIN.items():
-        if raw.get(key, wanted) != wanted:
-            raise ModelFileError(f"{path}: {key} = {raw[key]!r}, but GPT-2 has {wanted!r}")
+    for key, values in PLAIN.items():
+        if raw.get(key, values[0]) not in values:
+            raise ModelFileError(f"{path}: {key} = {raw[key]!r}, but GPT-2 has {values[0]!r}")
     shape = {}
     for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
         value = raw.get(key)
         if type(value) is not int or not 0 < value < 2**24:
             raise ModelFileError(f"{path}: {key} must be a positive number, not {value!r}")
         shape[key] = value
+    if (n := raw.get("n_inner")) not in (None, 4 * shape["n_embd"]):
+        raise ModelFileError(f"{path}: n_inner = {n!r}, but GPT-2 has 4 * n_embd = {4 * shape['n_embd']}")
     if shape["n_embd"] % shape["n_head"]:
         raise ModelFileError(f"{path}: n_embd = {shape['n_embd']} can't be split over n_head = {shape['n_head']} heads")
     for key, name in (("dropout", "resid_pdrop"), ("layer_norm_epsilon", "layer_norm_epsilon")):
@@ -185,66 +224,7 @@ def read_config(path: Path) -> GPTConfig:
     return GPTConfig(**shape)
 
 
-# ---------------------------------------------------------------------- downloads
-
-
-def download(name: str, cache_dir: str | Path, why: str = "") -> Path:
-    """The weight file of gpt2 or a larger size, which is downloaded into the cache folder if it is not there yet.
-
-    The next try continues a download that was cut off. Raises ModelFileError, which says what to do offline."""
-    url, digest, megabytes = PRETRAINED[name]
-    path = Path(cache_dir).expanduser() / "models" / name / "model.safetensors"
-    part = path.with_name(path.name + ".part")
-    try:
-        if path.exists():
-            return path
-        with one_at_a_time(path):
-            if path.exists():  # another process has downloaded it while this one waited
-                return path
-            what = f"{name} ({why})" if why else name
-            print(f"model    {what} is downloaded once, {megabytes} MB; --model nano needs no download", flush=True)
-            receive(url, path, part)
-            check_download(part, digest)
-            sync(part)
-            part.replace(path)
-    except (OSError, HTTPException, DataError) as e:
-        hint = f"to work offline, put the file at {path} yourself, or name a folder with --model, or --model nano"
-        raise ModelFileError(f"{name}: can't download {url} ({e}); {hint}") from None
-    return path
-
-
-def check_download(part: Path, digest: str | None) -> None:
-    """Raise DataError for a file that has another SHA-256 or, if none is published, is not whole, and delete it."""
-    seen, wrong = sha256(part), ""
-    if digest is None:
-        try:
-            with safe_open(part, "pt"):  # compares the sizes in the header with the file's
-                print(f"no checksum is published for it; its SHA-256 is {seen}")
-        except SafetensorError as e:
-            wrong = f"not a whole safetensors file: {e}"
-    elif seen != digest:
-        wrong = f"its SHA-256 is {seen}, not {digest}"
-    if wrong:
-        part.unlink()
-        raise DataError(f"broken or changed: {wrong}; deleted, the next try starts anew")
-
-
 # ---------------------------------------------------------------------- tokenizers
-
-VOCABULARY = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # from where tiktoken downloads it
-VOCABULARY_FILES = ("vocab.bpe", "encoder.json")
-PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # how GPT-2 cuts text into words
-
-
-def gpt2_tokenizer() -> Tokenizer:
-    """GPT-2's own vocabulary, which tiktoken downloads once. Raises DataError if it can't."""
-    try:
-        return Tokenizer(tiktoken.get_encoding("gpt2"), TASKS)
-    except (OSError, ValueError) as e:  # no network, or a wrong checksum
-        urls = [VOCABULARY + name for name in VOCABULARY_FILES]
-        files = " and ".join(f"{url} as {hashlib.sha1(url.encode()).hexdigest()}" for url in urls)
-        hint = f"to work offline, set TIKTOKEN_CACHE_DIR to a folder with {files}"
-        raise DataError(f"can't get GPT-2's vocabulary ({type(e).__name__}); {hint}") from None
 
 
 def nano_tokenizer() -> Tokenizer:
@@ -257,12 +237,41 @@ def nano_tokenizer() -> Tokenizer:
 
 
 def tokenizer_of(source: str | Path) -> Tokenizer:
-    """The tokenizer of a source: the one that its folder's config.json names, else GPT-2's.
+    """The tokenizer of a source: the one that its config.json names, else GPT-2's.
 
-    The registered tasks have its first slots, in their order. Raises ModelFileError, DataError."""
-    name, path = "gpt2", folder_of(source) / "config.json"
-    if source not in PRETRAINED and path.is_file():
-        name = read_object(path).get("tokenizer", "gpt2")
+    The registered tasks have its first slots, in their order. Raises ModelFileError, DataError; ModelFileError, too, if
+    the source has a tokenizer of its own and that is another one."""
+    if source in PRETRAINED:
+        return gpt2_tokenizer()
+    path = needed(source, "config.json")
+    config = read_object(path)
+    name = config.get("tokenizer", "gpt2")
     if name not in ("gpt2", "nano"):
         raise ModelFileError(f"{path}: tokenizer {name!r} is not known (gpt2 and nano are)")
-    return nano_tokenizer() if name == "nano" else gpt2_tokenizer()
+    tokenizer = nano_tokenizer() if name == "nano" else gpt2_tokenizer()
+    check_tokenizer(source, config, tokenizer)
+    return tokenizer
+
+
+def check_tokenizer(source: str | Path, config: dict, tokenizer: Tokenizer) -> None:
+    """Raises ModelFileError unless a source's own files, as far as it has them, are of this tokenizer."""
+    eos = config.get("eos_token_id")
+    if eos not in (None, tokenizer.eos_id, [tokenizer.eos_id]):
+        wanted = f"{tokenizer.name}'s is {tokenizer.eos_id}"
+        raise ModelFileError(f"{find(source, 'config.json')}: eos_token_id = {eos!r:.80}, but {wanted}")
+    found = False
+    for name in ("tokenizer.json", "vocab.json"):
+        # a repository is asked for the second only if it lacks the first: a cache may know of one of them alone
+        if (found and hub.is_name(source)) or not (path := find(source, name)):
+            continue
+        found, vocabulary = True, read_object(path)
+        if name == "tokenizer.json":
+            model = vocabulary.get("model")
+            plain = isinstance(model, dict) and model.get("type") == "BPE" and not vocabulary.get("normalizer")
+            vocabulary = model.get("vocab") if plain else None
+        if not is_own(vocabulary, tokenizer):
+            raise ModelFileError(
+                f"{path}: not the tokenizer {tokenizer.name}; models with other vocabularies can't be used"
+            )
+    if not (found or "tokenizer" in config):
+        print(f"note     {source} has no tokenizer.json or vocab.json: its tokens are taken to be GPT-2's")
