@@ -78,7 +78,9 @@ class Hub:
         if repo not in {known for known, _ in self.files}:
             return reply(request, method, 401, {"X-Error-Code": "RepoNotFound"})
         commit = hub.PRETRAINED[repo.split("/")[1]].commit if repo.startswith(hub.OWNER) else OTHER
-        if revision not in ("main", commit, "refs/pr/1", "refs%2Fpr%2F1"):
+        # what main of OpenAI's models is may change, so nobody may ask for it
+        branches = () if repo.startswith(hub.OWNER) else ("main", "refs/pr/1", "refs%2Fpr%2F1")
+        if revision not in (commit, *branches):
             return reply(request, method, 404, {"X-Error-Code": "RevisionNotFound"})
         headers, content = {"X-Repo-Commit": commit}, self.files.get((repo, file))
         if content is None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -270,6 +271,20 @@ def test_shards_of_the_hub_are_read_and_checked(site, machine, nano_loaded):
     (machine.home / "hf").rename(machine.home / "old")
     site.faults[last] = [b"?" * len(site.files["them/shards", last])]
     assert f"{last} is broken or changed: its SHA-256 is" in loaded(machine, "them/shards").error
+
+
+def test_a_damaged_file_of_another_model_is_named(site, machine, theirs):
+    assert loaded(machine, theirs).error == ""
+    (path,) = machine.cache.glob("*small-gpt/snapshots/*/model.safetensors")
+    path.write_bytes(WEIGHTS[:5000] + b"?" + WEIGHTS[5001:])
+    assert f"{path} is broken or changed" in loaded(machine, theirs, **OFFLINE).error and path.exists()
+
+
+def test_two_at_once_download_it_once(site, machine, nano_loaded):
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: loaded(machine).value, range(2)))
+    assert both == [nano_loaded] * 2
+    assert content(site).count(("from 0", "model.safetensors")) == 1
 
 
 def test_the_short_name_and_the_whole_one_are_the_same_model(site, machine, tmp_path, monkeypatch):

@@ -106,10 +106,8 @@ def repository_file(source: str, file: str, cache_dir: str | Path = DEFAULT_CACH
     repo, revision = NAME.fullmatch(source).groups()
     commit = commit_of(source, repo, revision or "main")
     found = in_cache(repo, file, commit)
-    if found is not None:
-        return found or None
-    path = download(source, repo, file, commit, why)
-    return checked(path, None, cache_dir, new=True) if path and file.endswith(SUFFIX) else path
+    path = download(source, repo, file, commit, why) if found is None else found or None
+    return checked(path, None, cache_dir, new=found is None) if path and file.endswith(SUFFIX) else path
 
 
 @cache
