@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from data import Sample, Tokenizer, encode_parts
+from lab.fast.chunked import at_least_float32
 from lab.fast.decode import decode
 from model import GPT
 
@@ -47,27 +48,24 @@ def top_k_filter(logits: torch.Tensor, k: int) -> torch.Tensor:
     return logits.masked_fill(logits < kth, -math.inf)
 
 
-def top_k_sampler(k: int, n: int, steps: int, generator: torch.Generator):
+def top_k_sampler(k: int, n: int, steps: int, generator: torch.Generator, device="cpu"):
     """The `pick` of `decode` for n sequences of at most `steps` tokens: sample from the softmax of the k likeliest.
 
     Each sequence has random numbers of its own, so that it does not depend on its batch mates."""
     seeds = torch.randint(2**62, (n,), generator=generator).tolist()
     own = [torch.Generator().manual_seed(seed) for seed in seeds]
     u = torch.stack([torch.rand(steps, generator=g, dtype=torch.double) for g in own])  # (n, steps), in [0, 1)
+    u = u.float().to(device)
 
     def pick(logits, rows, t):
-        """The inverse of each row's cumulative distribution at u. logits (b, V) -> tokens (b,)."""
+        """The inverse of each row's cumulative distribution at u. logits (b, V), rows (b,), t (b,) -> tokens (b,)."""
         size = k if 0 < k < logits.size(-1) else logits.size(-1)
-        n = 2 * size  # the k likeliest, and as many as may tie with the k-th; all other words have probability 0
-        values, ids = logits.topk(min(n, logits.size(-1)))
-        while (values[:, -1] == values[:, size - 1]).any() and n < logits.size(-1):
-            n *= 2
-            values, ids = logits.topk(min(n, logits.size(-1)))
-        values = top_k_filter(values, size)
-        # in double precision on the CPU, so that a random number means the same token on every device
-        cdf = values.cpu().double().softmax(dim=-1).cumsum(dim=-1)
-        at = torch.searchsorted(cdf, (u[rows, t] * cdf[:, -1])[:, None], right=True).clamp(max=cdf.size(-1) - 1)
-        return ids.gather(1, at.to(ids.device))[:, 0]
+        values, ids = logits.topk(min(4 * size, logits.size(-1)))  # the k likeliest, and words that tie with the k-th
+        values = at_least_float32(top_k_filter(values, size))
+        cdf = values.softmax(dim=-1).cumsum(dim=-1)
+        x = u[rows, t.clamp(max=steps - 1)].to(cdf.dtype) * cdf[:, -1]
+        at = torch.searchsorted(cdf, x[:, None], right=True).clamp(max=cdf.size(-1) - 1)
+        return ids.gather(1, at)[:, 0]
 
     return pick
 
@@ -114,7 +112,7 @@ def generated_samples(
     A sequence may be as long as a training row and its EOS. In the authors' code, too, rejected ones are not
     replaced."""
     task_id = tokenizer.task_id(name)
-    pick = top_k_sampler(top_k, n, max_len, generator)
+    pick = top_k_sampler(top_k, n, max_len, generator, model.device)
     samples = []
     for i, new in enumerate(decode(model, [[task_id]] * n, [max_len] * n, tokenizer.eos_id, pick), 1):
         ids = [task_id, *new]

@@ -9,7 +9,7 @@ from tiny import prompts_of, seeded, tiny
 
 from eval import greedy
 from lab.fast import decode as decode_file
-from lab.fast.decode import KVCache, beam_search, chunks_of, decode, prefill, step
+from lab.fast.decode import KVCache, beam_search, decode
 from lamol import top_k_sampler
 
 LENGTHS, LIMITS = [4, 1, 17, 9, 4], [9, 6, 12, 3, 9]
@@ -26,7 +26,7 @@ def plain_decode(model, prompts, limits, stop_id, pick):
         new = []
         while len(new) < limit and new[-1:] != [stop_id]:
             logits = model(torch.tensor([prompt + new]))[:, -1]
-            new += pick(logits, [i], len(new)).tolist()
+            new += pick(logits, torch.tensor([i]), torch.tensor([len(new)])).tolist()
         rows.append(new)
     return rows
 
@@ -54,9 +54,10 @@ def test_prefilled_prompts_have_the_hidden_states_keys_and_values_of_each_alone(
             last.append(model.hidden(torch.tensor([prompt]), attend=keep)[0, -1])
         monkeypatch.setattr(model, "hidden", spy)
         for tokens, wanted in ((1, [5, 30, 1, 7, 12]), (12, [5, 30, 8, 12]), (36, [36, 19]), (1024, [55])):
-            monkeypatch.setattr(decode_file, "PREFILL_TOKENS", tokens)
+            monkeypatch.setattr(decode_file, "PREFILL_TOKENS", {"cpu": tokens})
             passes.clear()
-            hidden, cache = prefill(model, prompts, [3] * 5)
+            cache = KVCache(model, 5, 33)
+            hidden = cache.prefill(model, list(range(5)), prompts)
             assert passes == wanted and cache.length.tolist() == [5, 30, 1, 7, 12]
             torch.testing.assert_close(hidden, torch.stack(last), rtol=1e-12, atol=1e-12)
             for row, n in enumerate(cache.length):  # what stands beyond the length is padding
@@ -65,19 +66,20 @@ def test_prefilled_prompts_have_the_hidden_states_keys_and_values_of_each_alone(
 
 
 def test_a_cached_step_has_the_hidden_state_of_the_whole_row():
-    """Also after rows have left the cache, changed places or become two, as with beams."""
+    """Also after rows have left the cache, changed places or become two, as with beams, after another prompt has taken
+    the place of a row, and after the cache has got more columns."""
     model, rows = tiny(), prompts_of([5, 30, 1, 7])
 
     def go_on(tokens):
         for row, token in zip(rows, tokens):
             row.append(token)
-        found = step(model, cache, torch.tensor(tokens), max(map(len, rows)))
-        cache.length += 1
+        found = cache.step(model, torch.tensor(tokens), max(map(len, rows)))
         wanted = [model.hidden(torch.tensor([row]))[0, -1] for row in rows]
         torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-12, atol=1e-12)
 
     with torch.no_grad():
-        _, cache = prefill(model, rows, [9] * 4)
+        cache = KVCache(model, 4, 39)
+        cache.prefill(model, [0, 1, 2, 3], rows)
         go_on([1, 2, 3, 4])
         go_on([5, 6, 7, 8])
         for keep in ([3, 0], [1, 1, 0, 0, 1]):
@@ -85,14 +87,20 @@ def test_a_cached_step_has_the_hidden_state_of_the_whole_row():
             rows = [list(rows[i]) for i in keep]
             go_on(list(range(len(rows))))
             go_on([9] * len(rows))
+        rows[3], rows[1] = prompts_of([4, 2], seed=1)
+        cache.prefill(model, [3, 1], [rows[3], rows[1]])
+        go_on([1, 2, 3, 4, 5])
+        cache.widen(60)
+        go_on([1, 2, 3, 4, 5])
 
 
 def test_what_mates_of_the_same_shape_say_changes_no_bit():
     model = tiny(dtype=torch.float)
 
     def hidden(mate):
-        hidden, cache = prefill(model, [list(range(9)), mate], [3, 3])
-        return torch.stack([hidden[0], step(model, cache, torch.tensor([3, 4]), 10)[0]])
+        cache = KVCache(model, 2, 12)
+        first = cache.prefill(model, [0, 1], [list(range(9)), mate])[0]
+        return torch.stack([first, cache.step(model, torch.tensor([3, 4]), 10)[0]])
 
     with torch.no_grad():
         assert torch.equal(hidden([1, 2, 3, 4, 5, 6]), hidden([9, 8, 7, 6, 5, 4]))
@@ -101,22 +109,42 @@ def test_what_mates_of_the_same_shape_say_changes_no_bit():
 # ---------------------------------------------------------------------- greedy and sampled rows
 
 
+def bounds(monkeypatch, rows=256, tokens=1024, room=64, steps=1, columns=10**6):
+    """How `decode` lays its work out. columns: the most of a cache of `tiny` in float64."""
+    monkeypatch.setattr(decode_file, "MAX_ROWS", rows)
+    monkeypatch.setattr(decode_file, "PREFILL_TOKENS", {"cpu": tokens})
+    monkeypatch.setattr(decode_file, "ROOM", room)
+    monkeypatch.setattr(decode_file, "STEPS", {"cpu": steps})
+    monkeypatch.setattr(decode_file, "cache_bytes", lambda device: columns * 8 * 2 * 2 * 16)  # 2 layers, 16 channels
+
+
+LAYOUTS = [
+    {"rows": 2, "tokens": 9},
+    {"rows": 4, "tokens": 30, "room": 2},
+    {"room": 5, "columns": 200},  # rows leave for want of columns, and go on later
+    {"rows": 3, "room": 1, "steps": 2, "columns": 100},
+    {"rows": 2, "tokens": 9, "room": 3, "steps": 5},
+    {"room": 1, "steps": 8, "columns": 60},
+    {},
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("sampling", [False, True], ids=["greedy", "sampled"])
-def test_rows_are_those_without_a_cache_and_do_not_depend_on_batch_mates(sampling, monkeypatch):
-    """Row i belongs to prompt i, in chunks of any size. Some rows reach the stop token, others their limit."""
+def test_rows_are_those_without_a_cache_and_do_not_depend_on_batch_mates(sampling, layout, monkeypatch):
+    """Row i belongs to prompt i, however the work is laid out. Some rows reach the stop token, others their limit."""
+    bounds(monkeypatch, **layout)
     ends = []
-    for seed in range(3):
-        model, prompts, limits = tiny(seed), prompts_of([*LENGTHS, 30], seed=seed), [*LIMITS, 0]
-        pick, fewer = (sampled(6), sampled(3)) if sampling else (greedy, greedy)
+    for seed in range(2):
+        model, prompts = tiny(seed), prompts_of([*LENGTHS, 30, 2, 3, 60], seed=seed)
+        limits = [*LIMITS, 0, 20, 33, 5]
+        pick, fewer = (sampled(9), sampled(3)) if sampling else (greedy, greedy)
         stop = plain_decode(model, prompts, limits, -1, pick)[2][3]
         wanted = plain_decode(model, prompts, limits, stop, pick)
-        for rows, tokens in ((2, 9), (4, 30), (256, 1024)):
-            monkeypatch.setattr(decode_file, "MAX_ROWS", rows)
-            monkeypatch.setattr(decode_file, "PREFILL_TOKENS", tokens)
-            assert decode(model, prompts, limits, stop, pick) == wanted
+        assert decode(model, prompts, limits, stop, pick) == wanted
         assert decode(model, prompts[:3], limits[:3], stop, fewer) == wanted[:3]
         ends += [len(new) < limit for new, limit in zip(wanted, limits)]
-    assert ends.count(True) >= 4 and ends.count(False) >= 6
+    assert ends.count(True) >= 4 and ends.count(False) >= 4
 
 
 def test_the_stop_token_is_kept_and_limits_are_one_a_prompt():
@@ -129,48 +157,95 @@ def test_the_stop_token_is_kept_and_limits_are_one_a_prompt():
 
 
 def test_the_pick_is_told_which_prompts_its_logits_belong_to(monkeypatch):
-    monkeypatch.setattr(decode_file, "MAX_ROWS", 2)
+    bounds(monkeypatch, rows=2)
     model, prompts = tiny(), prompts_of(LENGTHS)
     seen = {i: [] for i in range(len(prompts))}
 
     def pick(logits, rows, t):
-        assert len(logits) == len(rows)
-        for i in rows:
-            seen[i].append(t)
-        return torch.tensor(rows)  # prompt i says i for ever
+        assert len(logits) == len(rows) == len(t)
+        for i, n in zip(rows.tolist(), t.tolist()):
+            seen[i].append(n)
+        return rows  # prompt i says i for ever
 
     assert decode(model, prompts, LIMITS, -1, pick) == [[i] * limit for i, limit in enumerate(LIMITS)]
-    assert all(seen[i][:limit] == list(range(limit)) for i, limit in enumerate(LIMITS))
+    assert all(sorted({*seen[i]}) == list(range(limit)) for i, limit in enumerate(LIMITS))
 
 
-def test_chunks_are_the_longest_prompts_first_and_as_many_as_the_cache_may_hold(monkeypatch):
-    monkeypatch.setattr(decode_file, "CACHE_BYTES", 100 * 4 * 2 * 2 * 16)  # 100 columns of 2 layers of 16 channels
-    prompts, limits = prompts_of([20, 3, 30, 20, 3, 40, 2]), [10, 2, 10, 10, 2, 11, 0]  # nothing is to come of the last
-    assert chunks_of(tiny(), prompts, limits) == [[5], [3, 2], [1, 4, 0]]  # of 51, 40 and 30 columns
-    assert chunks_of(tiny(), prompts, limits, beams=2) == [[5], [2], [3], [0], [1, 4]]
+class Watched(KVCache):
+    """A cache that writes down its rows and columns, whose prompts it reads, and how many rows are kept."""
+
+    shapes, read, kept = [], [], []
+
+    def prefill(self, model, rows, prompts):
+        self.read.append(len(prompts))
+        return super().prefill(model, rows, prompts)
+
+    def step(self, *more):
+        self.shapes.append((len(self.length), self.columns))
+        return super().step(*more)
+
+    def keep(self, rows):
+        self.kept.append((len(self.length), len(rows)))
+        super().keep(rows)
 
 
-def test_finished_rows_leave_the_cache_when_they_are_a_quarter_of_it(monkeypatch):
-    """By their limit or the stop token."""
-    kept = []
+@pytest.fixture
+def watched(monkeypatch):
+    monkeypatch.setattr(decode_file, "KVCache", Watched)
+    for found in (Watched.shapes, Watched.read, Watched.kept):
+        found.clear()
+    return Watched
 
-    class Cache(KVCache):
-        def keep(self, rows):
-            kept.append((len(self.length), len(rows), self.length.max().item() - 3))  # the tokens that were read
-            super().keep(rows)
 
-    monkeypatch.setattr(decode_file, "KVCache", Cache)
-    sevens = lambda logits, rows, t: torch.tensor([7 if i < t else 1 for i in rows])  # noqa: E731
+def test_prompts_that_wait_take_the_places_of_rows_that_have_ended(monkeypatch, watched):
+    """So the steps are about as many as all tokens take with all rows busy. Once a quarter has ended, they come in."""
+    bounds(monkeypatch, rows=4)
+    limits = [1 + i % 7 for i in range(40)]
+    assert list(map(len, decode(tiny(), prompts_of([3] * 40), limits, -1, greedy))) == limits
+    assert sum(watched.read) == 40 and watched.read[0] == 4
+    assert len(watched.shapes) <= 1.3 * sum(limits) / 4
+    assert {rows for rows, _ in watched.shapes[:-10]} == {4}
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_memory_is_bounded_and_rows_get_columns_as_they_need_them(monkeypatch, watched, steps):
+    """Short rows never get the columns that their limit would allow."""
+    bounds(monkeypatch, room=8, steps=steps, columns=200)
+    prompts, limits = prompts_of([2] * 30), [40] * 30
+    ends = lambda logits, rows, t: torch.where(t < rows % 20, 1, 7)  # noqa: E731
+    found = decode(tiny(), prompts, limits, 7, ends)
+    assert [len(new) for new in found] == [1 + i % 20 for i in range(30)]
+    assert all(rows * columns <= 200 for rows, columns in watched.shapes)
+    assert watched.shapes[0] == (20, 10) and max(columns for _, columns in watched.shapes) < 42
+    assert sum(watched.read) > 30  # some have read their prompt again
+
+
+def test_prompts_of_other_lengths_have_a_cache_of_their_own(monkeypatch, watched):
+    """The shortest rows of a cache have at least half of its columns; so short prompts do not wait for long ones."""
+    bounds(monkeypatch, columns=240)
+    decode(tiny(), prompts_of([50, 50, *[4] * 40]), [4] * 42, -1, greedy)
+    assert watched.shapes[0] == (2, 54) and max(rows for rows, columns in watched.shapes if columns == 8) == 30
+
+
+def test_finished_rows_leave_the_cache_when_they_are_a_quarter_of_it(monkeypatch, watched):
+    """By their limit or the stop token, once no prompt waits."""
+    sevens = lambda logits, rows, t: torch.where(rows < t, 7, 1)  # noqa: E731
     for limits, pick, wanted in (
-        ([2, 2, 2, 9], greedy, [(4, 1, 1)]),
-        ([2, 9, 9, 9, 9], greedy, []),
-        ([5, 5, 9, 9], greedy, [(4, 2, 4)]),
+        ([5, 5, 5, 9], greedy, [(4, 1)]),
+        ([5, 9, 9, 9, 9], greedy, []),
+        ([5, 5, 9, 9], greedy, [(4, 2)]),
         ([9, 9, 9, 9], greedy, []),  # all end at once
-        ([9, 9, 9, 9], sevens, [(4, 3, 1), (3, 2, 2), (2, 1, 3)]),
+        ([9, 9, 9, 9], sevens, [(4, 3), (3, 2), (2, 1)]),
     ):
-        kept.clear()
+        watched.kept.clear()
         decode(tiny(), prompts_of([3] * len(limits)), limits, 7 if pick is sevens else -1, pick)
-        assert kept == wanted
+        assert watched.kept == wanted
+
+
+def test_half_of_a_gpus_free_memory_is_for_the_cache(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6000, 9000))
+    assert decode_file.cache_bytes(torch.device("cuda")) == 3000
+    assert decode_file.cache_bytes(torch.device("cpu")) == 2**31
 
 
 def test_a_row_that_ends_at_the_contexts_end_lets_the_others_go_on():
@@ -247,26 +322,18 @@ def test_beam_search_does_not_depend_on_batch_mates(monkeypatch):
     model, limits = tiny(), [*LIMITS, 0, 5]
     prompts = prompts_of([*LENGTHS, 2, 60])  # the last fills the context
     wanted = [beam_search(model, [p], [n], 3, beams=4)[0] for p, n in zip(prompts, limits)]
-    for name, bound in (("MAX_ROWS", 256), ("MAX_ROWS", 8), ("CACHE_BYTES", 1)):  # all, two, one prompt a chunk
-        monkeypatch.setattr(decode_file, name, bound)
+    for layout in ({}, {"rows": 8}, {"columns": 1}):  # all, two, one prompt at a time
+        bounds(monkeypatch, **layout)
         assert beam_search(model, prompts, limits, 3, beams=4) == wanted
 
 
-def test_memory_is_bounded_with_all_beams_and_finished_prompts_leave_the_cache(monkeypatch):
-    kept = []
-
-    class Cache(KVCache):
-        def keep(self, rows):
-            super().keep(rows)
-            kept.append(self.kv.size(2))
-
-    monkeypatch.setattr(decode_file, "KVCache", Cache)
-    monkeypatch.setattr(decode_file, "CACHE_BYTES", 200 * 4 * 2 * 2 * 16)  # 200 columns of 2 layers of 16 channels
+def test_memory_is_bounded_with_all_beams_and_finished_prompts_leave_the_cache(monkeypatch, watched):
+    bounds(monkeypatch, columns=200)
     beam_search(tiny(), prompts_of([30] * 3), [3] * 3, stop_id=-1, beams=3)  # 2 x 3 x 33 columns are 198
-    assert kept == [6, 6, 3, 3]
-    kept.clear()
+    assert [rows for _, rows in watched.kept] == [6, 6, 3, 3]
+    watched.kept.clear()
     beam_search(tiny(), prompts_of([3] * 4), [2, 1, 2, 4], stop_id=-1, beams=3)
-    assert kept == [9, 3, 3]
+    assert [rows for _, rows in watched.kept] == [9, 3, 3]
 
 
 def test_logits_in_half_precision_are_scored_in_float32(monkeypatch):

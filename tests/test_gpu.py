@@ -93,14 +93,19 @@ def test_decoding_does_without_cudnns_attention(beams, monkeypatch):
     assert len(seen) > 1 and not any(seen)
 
 
-def test_a_decoding_step_uploads_its_lengths_once(monkeypatch):
-    uploads, move = [], decode_file.move
-    monkeypatch.setattr(decode_file, "move", lambda x, device: uploads.append(x.tolist()) or move(x, device))
-    model, prompts = tiny(seed=3), prompts_of([3, 5, 4, 6, 7, 3, 5, 8])
-    limits = [11, 12, 5, 11, 12, 4, 10, 12]
-    news = decode(model, prompts, limits, -1, likeliest)
-    assert len(uploads) == 11 and any(0 in upload for upload in uploads) and [len(new) for new in news] == limits
-    assert news == [decode(model, [prompt], [n], -1, likeliest)[0] for prompt, n in zip(prompts, limits)]
+def test_a_gpu_gets_one_upload_between_two_looks_and_gives_one_answer(monkeypatch):
+    """Twelve more steps, in rounds of four, cost three more uploads, and the tokens are read three times more."""
+    monkeypatch.setattr(decode_file, "STEPS", {"cpu": 4})
+    uploads, move, stack, reads = [], decode_file.move, torch.stack, []
+    monkeypatch.setattr(decode_file, "move", lambda x, device: uploads.append(x) or move(x, device))
+    monkeypatch.setattr(torch, "stack", lambda *a, **k: reads.append(a) or stack(*a, **k))
+    model, prompts, found = tiny(seed=3), prompts_of([3, 5, 4, 6, 7, 3, 5, 8]), []
+    for limit in (12, 24):
+        uploads.clear(), reads.clear()
+        news = decode(model, prompts, [limit] * 8, -1, likeliest)
+        assert [len(new) for new in news] == [limit] * 8
+        found.append((len(uploads), len(reads)))
+    assert [a - b for a, b in zip(*reversed(found))] == [3, 3]
 
 
 @pytest.mark.parametrize("options", [{}, {"soft": True}, {"lm": False}])

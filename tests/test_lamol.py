@@ -1,6 +1,7 @@
 """Pseudo-data: how many, how they are sampled, what is accepted. python -m pytest tests/test_lamol.py"""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_a_token_is_sampled_from_the_softmax_of_the_k_likeliest(k, wanted):
     """Ties with the k-th stay, in their rows alone. Each token is as frequent as it is likely."""
     n = 20000
     logits = torch.tensor([[2.0, 1.0, 0.0, 1.0, -1.0], [0.0, 3.0, 2.0, 1.0, -1.0]]).repeat(n, 1)
-    tokens = top_k_sampler(k, 2 * n, 1, seeded(0))(logits, list(range(2 * n)), 0)
+    tokens = top_k_sampler(k, 2 * n, 1, seeded(0))(logits, torch.arange(2 * n), torch.zeros(2 * n, dtype=torch.long))
     p = torch.tensor([-torch.inf if z is None else z for z in wanted]).softmax(-1)
     found = torch.bincount(tokens[::2], minlength=5) / n
     torch.testing.assert_close(found, p, atol=0.012, rtol=0)
@@ -73,16 +74,24 @@ def test_a_token_is_sampled_from_the_softmax_of_the_k_likeliest(k, wanted):
 
 def test_each_row_and_step_has_a_random_number_of_its_own():
     """Row i draws the same at step t, whoever is in the batch and in whatever order."""
-    logits = torch.randn(6, 50, generator=seeded(1))
+    logits, six = torch.randn(6, 50, generator=seeded(1)), torch.arange(6)
+
+    def draws(pick, rows, steps=9):
+        return torch.stack([pick(logits[rows], rows, torch.full_like(rows, t)) for t in range(steps)])
+
     pick = top_k_sampler(20, 6, 9, seeded(0))
-    whole = torch.stack([pick(logits, list(range(6)), t) for t in range(9)])
-    rows = [4, 1, 5]
-    assert torch.equal(torch.stack([pick(logits[rows], rows, t) for t in range(9)]), whole[:, rows])
-    fewer = top_k_sampler(20, 3, 5, seeded(0))  # of the same generator
-    assert torch.equal(torch.stack([fewer(logits[:3], [0, 1, 2], t) for t in range(5)]), whole[:5, :3])
-    same = torch.zeros(1, 50).expand(6, -1)
-    assert len({tuple(top_k_sampler(0, 6, 9, seeded(0))(same, list(range(6)), t).tolist()) for t in range(9)}) == 9
-    assert not torch.equal(torch.stack([top_k_sampler(20, 6, 9, seeded(2))(logits, list(range(6)), 0)]), whole[:1])
+    whole, rows = draws(pick, six), torch.tensor([4, 1, 5])
+    assert torch.equal(draws(pick, rows), whole[:, rows])
+    steps = torch.tensor([7, 0, 3])  # each row may stand at another step
+    assert torch.equal(pick(logits[rows], rows, steps), whole[steps, rows])
+    assert torch.equal(
+        draws(top_k_sampler(20, 3, 5, seeded(0)), six[:3], 5), whole[:5, :3]
+    )  # fewer of the same generator
+    logits = logits[:1].expand(6, -1) * 0
+    assert len({tuple(row) for row in draws(top_k_sampler(0, 6, 9, seeded(0)), six).tolist()}) == 9
+    assert not torch.equal(
+        draws(top_k_sampler(20, 6, 9, seeded(2)), six), draws(top_k_sampler(20, 6, 9, seeded(0)), six)
+    )
 
 
 # ---------------------------------------------------------------------- what is a sample
@@ -148,7 +157,7 @@ def test_whatever_is_generated_is_a_sample_or_has_a_reason(ids):
 def generated(monkeypatch, tok, sequences):
     """The samples of a model that generates these sequences."""
     monkeypatch.setattr("lamol.decode", lambda model, prompts, *a: [list(ids) for ids in sequences])
-    return generated_samples(None, tok, "woz", len(sequences), 64, 20, seeded(0))
+    return generated_samples(SimpleNamespace(device="cpu"), tok, "woz", len(sequences), 64, 20, seeded(0))
 
 
 def test_a_real_example_that_is_generated_gives_the_rows_of_the_real_one(tok, monkeypatch):
