@@ -103,16 +103,63 @@ def test_sql_that_the_authors_parser_misreads_only_lowers_the_ceiling(tmp_path, 
 def test_a_task_in_which_no_answer_is_as_good_as_any_is_refused(tmp_path, metric, answers, monkeypatch):
     always = Metric(lambda predictions, examples: {"len": 100.0}, lambda meta: None)
     monkeypatch.setitem(METRICS, "len", always)
-    with pytest.raises(DataError, match=rf"test\.jsonl: an empty answer is as good .* {metric} would measure nothing"):
-        load_task(own(tmp_path / "mine", metric, answers), "", "")
+    entry = own(tmp_path / "mine", metric, answers)
+    with pytest.raises(DataError, match=rf"{entry}: an empty answer is as good .* {metric} would measure nothing"):
+        load_task(entry, "", "")
 
 
-def test_the_law_is_not_for_empty_answers_and_not_for_training(tmp_path):
+def test_the_law_is_not_for_empty_answers(tmp_path):
     assert load_task(own(tmp_path / "a", "em", ["", ""]), "", "").test
     assert load_task(own(tmp_path / "b", "em", ["", "x"]), "", "").test
-    entry = own(tmp_path / "c", "joint_goal_em", ["a: b;"])
-    (tmp_path / "c/train.jsonl").write_text('{"context": "c", "question": "q", "answer": "no state"}\n')
-    assert load_task(entry, "", "").train
+
+
+# ---------------------------------------------------------------------- training answers
+
+
+TITLES = {"header": ["genre", "title"], "sql": {"sel": 1, "agg": 0, "conds": []}}
+UNREADABLE = [  # metric, a good answer, one that can't be read, the meta of both
+    ("joint_goal_em", "area: north;", "no state", {}),
+    ("joint_goal_em", "; phone", "area: north, area: south;", {"turn": "en_0_0"}),
+    ("lfem", "select title from table", "select genre from table", TITLES),
+    ("lfem", "SELECT title FROM table", "", TITLES),
+]
+
+
+def with_training(tmp_path, metric, answers, meta):
+    """A task of the user's with these training answers, a blank line before them."""
+    test = {"joint_goal_em": ("food: thai;", {"turn": "en_0_0"}), "lfem": ("select title from table", TITLES)}[metric]
+    entry = own(tmp_path / "mine", metric, [test[0]], [test[1]])
+    rows = [json.dumps({"context": "c", "question": "q", "answer": answer, "meta": meta}) for answer in answers]
+    (tmp_path / "mine/train.jsonl").write_text("\n".join(["", *rows]))
+    return entry
+
+
+@pytest.mark.parametrize("metric, good, bad, meta", UNREADABLE)
+def test_up_to_1_percent_of_training_answers_that_can_not_be_read_are_counted(
+    tmp_path, capsys, metric, good, bad, meta
+):
+    entry = with_training(tmp_path, metric, [good] * 100 + [bad] + [good] * 98 + [bad], meta)
+    assert len(load_task(entry, "", "").train) == 200
+    said = capsys.readouterr().out
+    assert said.startswith(f"note     {entry}/train.jsonl, line 102: {metric} can't read the answer {bad!r}: ")
+    assert "; 2 of 200 training answers can't be read, so what they teach is not scored" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("metric, good, bad, meta", UNREADABLE)
+def test_more_of_them_are_refused(tmp_path, metric, good, bad, meta):
+    entry = with_training(tmp_path, metric, [good] * 97 + [bad] * 2, meta)
+    says = r"train\.jsonl, line 99: .* can't read the answer .*; 2 of 99 training answers can't be read; more than 1%"
+    with pytest.raises(DataError, match=says):
+        load_task(entry, "", "")
+
+
+def test_training_answers_need_no_meta_and_other_metrics_read_all(tmp_path, capsys):
+    for metric, meta in (("lfem", {}), ("lfem", {"sql": 3}), ("lfem", {"header": ["a"], "sql": {"sel": 1}})):
+        assert load_task(with_training(tmp_path, metric, ["what it likes"], meta), "", "").train
+    for metric in ("em", "rouge"):
+        assert load_task(own(tmp_path / metric, metric, ["", "not mentioned", "select"]), "", "").train
+    assert not capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------- the ceiling

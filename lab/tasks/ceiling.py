@@ -47,19 +47,34 @@ def ceiling_line(task: Task, value: float) -> str:
     return f"the data's own answers score {value:.2f} by {task.metric}{why}"
 
 
-# ---------------------------------------------------------------------- a task of the user's
+# ---------------------------------------------------------------------- answers that can't be read
 
 
-def check_own_task(path: Path, metric: str, rows: list[dict], line_of) -> None:
-    """Raises DataError, which names the file and the line, for a gold answer that the metric can't read, and for a
-    task in which an empty answer is always right. line_of(i): the line of row i."""
-    examples = [Example(**row) for row in rows]
-    for i, example in enumerate(examples):
-        if why := CHECKS.get(metric, lambda example: "")(example):
-            raise DataError(f"{path}, line {line_of(i)}: {metric} can't read the answer {example.answer[:80]!r}: {why}")
-    is_right = (0 < alone(metric, example, example.answer) == alone(metric, example, "") for example in examples)
-    if any(example.answer.strip() for example in examples) and all(is_right):
-        raise DataError(f"{path}: an empty answer is as good as each answer there, so {metric} would measure nothing")
+def check_answers(task: str, metric: str, rows: dict[str, list[dict]], place) -> None:
+    """Check by its metric the answers of a task. place(split, i): the text that says where row i is.
+
+    Raises DataError for a test answer that the metric can't read, and where an empty answer is always right. Training
+    answers that it can't read teach what is never scored: they are counted and printed; above 1% it is an error."""
+    test = [Example(**row) for row in rows["test"]]
+    for i, example in enumerate(test):
+        if why := unreadable(metric, example):
+            raise DataError(f"{place('test', i)}: {why}")
+    is_right = (0 < alone(metric, example, example.answer) == alone(metric, example, "") for example in test)
+    if any(example.answer.strip() for example in test) and all(is_right):
+        raise DataError(f"{task}: an empty answer is as good as each test answer, so {metric} would measure nothing")
+    lost = [(i, why) for i, row in enumerate(rows["train"]) if (why := unreadable(metric, Example(**row)))]
+    if lost:
+        n, (first, why) = len(rows["train"]), lost[0]
+        found = f"{place('train', first)}: {why}; {len(lost)} of {n} training answers can't be read"
+        if 100 * len(lost) > n:
+            raise DataError(f"{found}; more than 1%: write them as the metric reads them")
+        print(f"note     {found}, so what they teach is not scored")
+
+
+def unreadable(metric: str, example: Example) -> str:
+    """Why the metric can't read an example's answer, "" if it can."""
+    why = CHECKS[metric](example) if metric in CHECKS else ""
+    return f"{metric} can't read the answer {example.answer[:80]!r}: {why}" if why else ""
 
 
 def alone(metric: str, example: Example, prediction: str) -> float:
@@ -85,7 +100,12 @@ def state_lost(example: Example) -> str:
 
 def form_lost(example: Example) -> str:
     """Does an answer say another logical form than its meta? Where it is the form's own text, as the reader of WikiSQL
-    writes it, and is misread, then that is known of the metric, and only lowers the ceiling."""
+    writes it, and is misread, then that is known of the metric, and only lowers the ceiling. A training example may
+    have no form."""
+    try:
+        METRICS["lfem"].check(example.meta)
+    except (KeyError, TypeError, ValueError):
+        return ""
     if alone("lfem", example, example.answer) == 100:
         return ""
     sql, header = example.meta["sql"], example.meta["header"]
