@@ -1,7 +1,7 @@
 """Atomic files: a reader finds the whole old content or the whole new one, whenever the power fails.
 
-What is written goes to a temporary name in the same folder, is synced to the disk, and is then renamed. Nothing here
-knows of tasks, runs or processes.
+What is written goes to a temporary name in the same folder, is synced to the disk, and is then renamed. Locks keep two
+processes from making the same file. Nothing here knows of tasks or runs.
 """
 
 import errno
@@ -9,10 +9,15 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from lab.errors import RunError
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 # ---------------------------------------------------------------------- one file
 
@@ -139,3 +144,33 @@ def short_name(name: str, most: int = 240) -> str:
 def key_of(value) -> str:
     """A short hash of plain JSON values, the same in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# ---------------------------------------------------------------------- locks
+
+
+def file_lock(path: Path) -> FileLock:
+    """A lock, not yet acquired. A process that dies releases it. Raises RunError where no regular file can be."""
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise RunError(f"{path} is a link or a device, not a file to lock; remove it")
+    return FileLock(path, fallback_to_soft=False)
+
+
+def acquire(lock: FileLock, wait: bool) -> bool:
+    """Acquire a lock -> whether this process has it now. Raises RunError on a file system without locks."""
+    try:
+        lock.acquire(blocking=wait)
+        return True
+    except Timeout:
+        return False
+    except OSError as e:
+        if e.errno not in NO_LOCKS:
+            raise
+        hint = f"this file system has no locks ({e.strerror}); use a folder on another one"
+        raise RunError(f"{lock.lock_file}: {hint}") from None
+
+
+def release(lock: FileLock) -> None:
+    """Delete the lock's file and release it. Whoever waits for it sees that it is gone, and makes it anew."""
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()

@@ -21,6 +21,7 @@ class Reply:
     ranges: bool = True  # does it know Range?
     cut: int | None = None  # close the connection after so many bytes
     wait: float = 0
+    headers: dict = field(default_factory=dict)  # further ones
 
 
 @dataclass
@@ -43,6 +44,8 @@ class Site:
         handler.send_header("Content-Type", reply.type)
         if reply.length:
             handler.send_header("Content-Length", str(len(body)) if reply.length == "right" else reply.length)
+        for name, value in reply.headers.items():
+            handler.send_header(name, value)
         handler.end_headers()
         self.log.append((handler.path.strip("/"), start, len(body[: reply.cut])))
         handler.wfile.write(body[: reply.cut])

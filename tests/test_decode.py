@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from tiny import prompts_of, seeded, tiny
 
 from eval import greedy
+from lab.fast import cache as cache_file
 from lab.fast import decode as decode_file
-from lab.fast.decode import KVCache, beam_search, decode
+from lab.fast.cache import KVCache
+from lab.fast.decode import beam_search, decode
 from lamol import top_k_sampler
 
 LENGTHS, LIMITS = [4, 1, 17, 9, 4], [9, 6, 12, 3, 9]
@@ -54,7 +56,7 @@ def test_prefilled_prompts_have_the_hidden_states_keys_and_values_of_each_alone(
             last.append(model.hidden(torch.tensor([prompt]), attend=keep)[0, -1])
         monkeypatch.setattr(model, "hidden", spy)
         for tokens, wanted in ((1, [5, 30, 1, 7, 12]), (12, [5, 30, 8, 12]), (36, [36, 19]), (1024, [55])):
-            monkeypatch.setattr(decode_file, "PREFILL_TOKENS", {"cpu": tokens})
+            monkeypatch.setattr(cache_file, "PREFILL_TOKENS", {"cpu": tokens})
             passes.clear()
             cache = KVCache(model, 5, 33)
             hidden = cache.prefill(model, list(range(5)), prompts)
@@ -112,10 +114,10 @@ def test_what_mates_of_the_same_shape_say_changes_no_bit():
 def bounds(monkeypatch, rows=256, tokens=1024, room=64, steps=1, columns=10**6):
     """How `decode` lays its work out. columns: the most of a cache of `tiny` in float64."""
     monkeypatch.setattr(decode_file, "MAX_ROWS", rows)
-    monkeypatch.setattr(decode_file, "PREFILL_TOKENS", {"cpu": tokens})
+    monkeypatch.setattr(cache_file, "PREFILL_TOKENS", {"cpu": tokens})
     monkeypatch.setattr(decode_file, "ROOM", room)
     monkeypatch.setattr(decode_file, "STEPS", {"cpu": steps})
-    monkeypatch.setattr(decode_file, "cache_bytes", lambda device: columns * 8 * 2 * 2 * 16)  # 2 layers, 16 channels
+    monkeypatch.setattr(cache_file, "cache_bytes", lambda device: columns * 8 * 2 * 2 * 16)  # 2 layers, 16 channels
 
 
 LAYOUTS = [
@@ -244,8 +246,8 @@ def test_finished_rows_leave_the_cache_when_they_are_a_quarter_of_it(monkeypatch
 
 def test_half_of_a_gpus_free_memory_is_for_the_cache(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6000, 9000))
-    assert decode_file.cache_bytes(torch.device("cuda")) == 3000
-    assert decode_file.cache_bytes(torch.device("cpu")) == 2**31
+    assert cache_file.cache_bytes(torch.device("cuda")) == 3000
+    assert cache_file.cache_bytes(torch.device("cpu")) == 2**31
 
 
 def test_a_row_that_ends_at_the_contexts_end_lets_the_others_go_on():

@@ -1,5 +1,6 @@
 """Downloads, from a server of our own on the loopback interface. python -m pytest tests/test_download.py"""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -9,6 +10,7 @@ import tarfile
 import threading
 import time
 from contextlib import nullcontext, suppress
+from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +32,7 @@ HALF = len(CSV) // 2
 @pytest.fixture
 def site(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(fetch, "WAITS", ())  # one try
     with serve() as site:
         yield site
 
@@ -181,6 +184,100 @@ def test_a_lock_file_that_a_killed_process_has_left_is_no_lock(ag):
     assert ag.attempt(Reply(CSV)) is None
 
 
+# ---------------------------------------------------------------------- busy servers, broken connections
+
+BUSY, TOO_MANY = Reply(b"", status=503), Reply(b"", status=429, headers={"Retry-After": "0"})
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Three more tries, with waits that take no time. Returns the seconds of each."""
+    waits = []
+    monkeypatch.setattr(fetch, "WAITS", (1, 5, 25))
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=waits.append, time=time.time))
+    return waits
+
+
+@pytest.mark.parametrize(
+    "replies, waits",
+    [
+        ([BUSY, Reply(CSV)], [1]),
+        ([TOO_MANY, BUSY, Reply(b"", status=500), Reply(CSV)], [1, 5, 25]),
+        ([Reply(b"", status=429, headers={"Retry-After": "7"}), Reply(CSV)], [7]),
+        ([Reply(CSV, cut=100), Reply(CSV, cut=100), Reply(CSV)], [1, 5]),
+        ([Reply(CSV, cut=HALF), BUSY, Reply(CSV)], [1, 5]),
+    ],
+)
+def test_a_busy_server_or_a_broken_connection_is_tried_again(ag, patient, replies, waits):
+    assert ag.attempt(*replies) is None and patient == waits
+    got = sum(n for _, _, n in ag.log)
+    assert got == len(CSV)  # what has come is kept, and not asked for again
+
+
+def test_a_date_is_waited_for(ag, patient):
+    date = formatdate(time.time() + 40, usegmt=True)
+    assert ag.attempt(Reply(b"", status=503, headers={"Retry-After": date}), Reply(CSV)) is None
+    assert 30 < patient[0] <= 40
+
+
+@pytest.mark.parametrize(
+    "reply, tries",
+    [
+        (BUSY, 4),
+        (Reply(CSV, cut=0), 4),
+        (Reply(b"", status=403), 1),  # asking again would not help
+        (Reply(b"", status=404), 1),
+        (Reply(b"", status=429, headers={"Retry-After": "3600"}), 1),
+    ],
+)
+def test_tries_end(ag, patient, reply, tries):
+    explains(ag.attempt(reply), ag)
+    assert len(ag.log) == tries == len(patient) + 1
+
+
+def test_control_c_while_waiting_ends_at_once_and_keeps_what_has_come(ag, monkeypatch, patient):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetch.time, "sleep", stop)  # of this module alone, see `patient`
+    with pytest.raises(KeyboardInterrupt):
+        ag.attempt(Reply(CSV, cut=HALF))
+    assert ag.part.read_bytes() == CSV[:HALF] and len(ag.log) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_one_line(ag, monkeypatch, capsys, tmp_path, number):
+    def no_locks(*_):
+        raise OSError(number, "not here")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert main(["ag", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]) == 1
+    said = capsys.readouterr().err
+    assert "this file system has no locks (not here); use a folder on another one" in said and said.count("\n") == 1
+
+
+def test_without_the_archives_of_cnn_the_recipe_for_its_csv_files_is_shown(site, monkeypatch, tmp_path, capsys):
+    """The lines run, on a stand-in for `datasets`, and make the files that are read next."""
+    lost = {f"{site.url}/{Path(url).name}": digest for url, digest in SOURCES["cnn"][1].items()}
+    monkeypatch.setitem(SOURCES, "cnn", ("cnn_dailymail", lost))
+    folder = tmp_path / "cnn_dailymail"
+    assert main(["cnn", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 4 and "404" in said
+    rows = [{"article": "An article .", "highlights": "A line .", "id": "x"}]
+    split = pytest.importorskip("datasets").Dataset.from_list(rows)
+    asked = []
+    load = lambda *names: asked.append(names) or {"train": split, "test": split, "validation": split}  # noqa: E731
+    monkeypatch.setattr("datasets.load_dataset", load)
+    exec("\n".join(line.strip() for line in said.splitlines()[1:]), {})
+    assert asked == [("abisee/cnn_dailymail", "3.0.0")] and {p.name for p in folder.iterdir()} >= {
+        "train.csv",
+        "test.csv",
+    }
+    (example,) = load_task("cnn", tmp_path, tmp_path / "cache").test
+    assert (example.context, example.answer) == ("An article .", "A line .")
+
+
 # ---------------------------------------------------------------------- wrong
 
 
@@ -230,7 +327,7 @@ def test_https_does_not_turn_into_http_on_the_way(monkeypatch, tmp_path):
     reply = SimpleNamespace(url="http://elsewhere/x", headers={}, status=200, length=None, read=lambda _: b"")
     monkeypatch.setattr(fetch, "urlopen", lambda *_, **__: nullcontext(reply))
     with pytest.raises(DataError, match="sent on to http://elsewhere/x, which is not https"):
-        download("https://here/x", tmp_path / "x", None)
+        download("https://here/x", tmp_path / "x", "0" * 64)
     assert not list(tmp_path.iterdir())
 
 
@@ -249,9 +346,9 @@ def tgz(names):
 
 @pytest.fixture
 def amazon(site, monkeypatch, tmp_path):
-    monkeypatch.setitem(SOURCES, "amazon", ("amazon", {f"{site.url}/amazon_review_full_csv.tgz": None}))
-
-    def attempt(reply):
+    def attempt(reply, size=None):
+        url = f"{site.url}/amazon_review_full_csv.tgz"
+        monkeypatch.setitem(SOURCES, "amazon", ("amazon", {url: len(reply.body) if size is None else size}))
         site.replies["/amazon_review_full_csv.tgz"] = [reply]
         return load_task("amazon", tmp_path, tmp_path / "cache")
 
@@ -289,10 +386,16 @@ def test_without_a_known_checksum_the_one_that_was_seen_is_printed(amazon, tmp_p
     ids=range(10),  # the bodies hold the time: as names they would differ between processes
 )
 def test_without_a_known_checksum_what_is_not_the_archive_is_refused(amazon, tmp_path, body, says):
-    with pytest.raises(DataError, match=rf"amazon: can't download .*{says}.*no checksum of it is known"):
+    with pytest.raises(DataError, match=rf"amazon: can't download .*{says}.*it should have {len(body)} bytes"):
         amazon(Reply(body))
     assert not list((tmp_path / "amazon").iterdir()) and not (tmp_path / "cache").exists()
     assert len(amazon(Reply(WHOLE)).test) == 1
+
+
+def test_without_a_known_checksum_the_size_is_compared(amazon, tmp_path):
+    with pytest.raises(DataError, match=rf"it has {len(WHOLE)} bytes; deleted.*it should have {len(WHOLE) + 1} bytes"):
+        amazon(Reply(WHOLE), len(WHOLE) + 1)
+    assert not list((tmp_path / "amazon").iterdir())
 
 
 # ---------------------------------------------------------------------- the pinned addresses and checksums
@@ -300,7 +403,8 @@ def test_without_a_known_checksum_what_is_not_the_archive_is_refused(amazon, tmp
 
 def test_pinned_addresses_and_checksums_are_those_of_the_known_public_files(shared):
     def known(source):
-        return {source["url"]: source["sha256"]}
+        url = source["url"].replace("datasets/cnn_dailymail/", "datasets/abisee/cnn_dailymail/")  # its owner since 2024
+        return {url: source["sha256"] or 643_695_014}
 
     sources = json.loads((shared / "paper" / "sources.json").read_text(encoding="utf-8"))
     cnn, e2e, news = sources["cnn_dailymail"], sources["e2e"], sources["ag_news"]

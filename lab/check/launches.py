@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kd
 from data import IGNORE, answer_budget, make_batch, plan_epoch
 from lab.fast import chunked, decode
+from lab.fast.cache import KVCache
 from lab.fast.packing import Layout
 from lab.run.encoding import encode_task
 from lab.run.options import Options
@@ -96,7 +97,7 @@ def update_launches(case: dict) -> dict:
 # ---------------------------------------------------------------------- decoding
 
 
-class SizeOnly(decode.KVCache):
+class SizeOnly(KVCache):
     """A cache that counts steps, has the size that the 124M model's would have in bfloat16, and holds nothing."""
 
     steps = 0

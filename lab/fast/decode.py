@@ -1,138 +1,23 @@
-"""Batched generation with a key-value cache: greedy, sampled, or by beam search.
+"""Batched generation: greedy, sampled, or by beam search.
 
-Prompts wait in a queue, the longest first. They are prefilled packed, then continued by one token a row and step. Where
-rows have ended, prompts from the queue take their places, so that each step is made for many rows. Several processes
-share the prompts.
+Prompts wait in a queue, the longest first. They are read into the rows of a cache, then continued by one token a row
+and step. Where rows have ended, prompts from the queue take their places, so that each step is made for many rows.
+Several processes share the prompts.
 """
 
 from collections.abc import Callable
-from itertools import cycle
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from lab.fast.packing import Packing, move, padded_causal
+from lab.fast.cache import KVCache, budget_of, of_device
+from lab.fast.packing import move
 
 MAX_ROWS = 256  # in the cache
-PREFILL_TOKENS = {"cpu": 2**10, "cuda": 2**15}  # prompt tokens that go through the model at once
 ROOM = 64  # columns for new tokens at first; later their number doubles
 MULTIPLE = {"cpu": 16, "cuda": 64}  # a step attends to so many columns or a multiple: kernels see few shapes
 STEPS = {"cpu": 1, "cuda": 8}  # between two looks at which rows have ended, for which a GPU is waited for
-
-
-def cache_bytes(device: torch.device) -> int:
-    """What keys and values may take: half of a GPU's free memory, else 2 GiB."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**31
-
-
-def budget_of(model) -> int:
-    """How many columns all rows of the cache may have together."""
-    return cache_bytes(model.device) // KVCache.column_bytes(model)
-
-
-def of_device(values: dict, device: torch.device):
-    return values.get(device.type, values["cpu"])
-
-
-class KVCache:
-    """The keys and values of the tokens seen so far. Row b holds `length[b]` of them, from column 0 on, and writes its
-    next token at column `length[b]`. Columns beyond are never attended to.
-
-         column   0   1   2   3   4
-         row 0    The dog .   ~   ~      length 3, ~ hidden
-         row 1    A   b   c   d   ~      length 4
-    """
-
-    def __init__(self, model, rows: int, columns: int):
-        c = model.config
-        shape = (2, c.n_layer, rows, c.n_head, columns, c.n_embd // c.n_head)  # (2, L, B, H, columns, C/H)
-        self.kv = torch.zeros(shape, dtype=self.dtype_of(model), device=model.device)
-        self.length = torch.zeros(rows, dtype=torch.long, device=model.device)  # (B,)
-        self.layers = cycle(range(c.n_layer))  # the model asks for attention a layer at a time, in their order
-
-    @staticmethod
-    def dtype_of(model) -> torch.dtype:
-        kind = model.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.wte.weight.dtype
-
-    @classmethod
-    def column_bytes(cls, model) -> int:
-        """What one token takes."""
-        return 2 * model.config.n_layer * model.config.n_embd * cls.dtype_of(model).itemsize
-
-    @property
-    def columns(self) -> int:
-        return self.kv.size(4)
-
-    def prefill(self, model, rows: list[int], prompts: list[list[int]]) -> torch.Tensor:
-        """Read a prompt into each of these rows. Returns the hidden states (b, C) of their last tokens.
-
-        Prompts go through the model packed, as many at a time as fit into PREFILL_TOKENS, so that memory is bounded
-        and prompts of similar length share it."""
-        device, hidden, start = model.device, [], 0
-        for end in range(1, len(prompts) + 1):
-            tokens = sum(map(len, prompts[start : end + 1]))
-            if end == len(prompts) or tokens > of_device(PREFILL_TOKENS, device):
-                lengths = torch.tensor([len(p) for p in prompts[start:end]])
-                packing = Packing.of(lengths.tolist()).to(device)
-                ids = move(torch.tensor([[i for p in prompts[start:end] for i in p]]), device)  # (1, N)
-                at, last = move(torch.tensor([rows[start:end], (lengths.cumsum(0) - 1).tolist()]), device)
-                hidden.append(model.hidden(ids, packing.position, self.attend_to_prompts(packing, at))[0, last])
-                self.length[at] = move(lengths, device)
-                start = end
-        return torch.cat(hidden)
-
-    def attend_to_prompts(self, packing: Packing, rows: torch.Tensor):
-        """The attention of packed prompts that also writes their keys and values into `rows` (b,)."""
-
-        def attend(qkv, dropout):
-            out, first, layer = [], 0, next(self.layers)
-            for block, place in packing.padded_blocks(qkv):
-                _, R, _, T, _ = block.shape
-                self.kv[:, layer, rows[first : first + R], :, :T] = block[1:].to(self.kv.dtype)
-                out.append(packing.unpad(padded_causal(block, dropout), place))
-                first += R
-            return torch.cat(out).transpose(0, 1)[None]
-
-        return attend
-
-    def step(self, model, tokens: torch.Tensor, used: int) -> torch.Tensor:
-        """Read the next token of each row, tokens (B,). used: the columns in use with them, or more.
-
-        Returns the hidden states (B, C). A row that has ended may wait for its mates at the end of its columns."""
-        self.used, self.rows = used, torch.arange(len(self.length), device=self.length.device)
-        self.at = self.length.clamp(max=min(self.columns, model.config.n_positions) - 1)
-        hidden = torch.arange(used, device=self.length.device) > self.at[:, None]
-        self.mask = torch.zeros(hidden.shape, dtype=self.kv.dtype, device=hidden.device)
-        self.mask = self.mask.masked_fill(hidden, -torch.inf)[:, None, None]  # (B, 1, 1, used), added to the scores
-        self.length = self.length + 1
-        return model.hidden(tokens[:, None], self.at[:, None], self.attend_to_cache)[:, 0]
-
-    def attend_to_cache(self, qkv, dropout: float):
-        """Write one token a row, then attend to all tokens of its row: (3, B, H, 1, C/H) -> (B, H, 1, C/H)."""
-        layer = next(self.layers)
-        # `layer`, `rows` and `at` stand apart from each other, so that their dimension, B, comes first
-        self.kv[:, layer, self.rows, :, self.at] = qkv[1:, :, :, 0].transpose(0, 1)  # (B, 2, H, C/H)
-        k, v = self.kv[:, layer, :, :, : self.used].unbind(0)
-        return F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=self.mask)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with `rows` (b,) alone, in their order. A row named twice becomes two."""
-        if len(rows) > self.kv.size(2):
-            self.kv = self.kv.index_select(2, rows)
-        else:  # in the memory that is there, a layer at a time: fresh memory costs more than the copy
-            for kv in self.kv.unbind(1):  # (2, B, H, columns, C/H)
-                kv[:, : len(rows)] = kv.index_select(1, rows)
-            self.kv = self.kv[:, :, : len(rows)]
-        self.length = self.length[rows]
-
-    def widen(self, columns: int) -> None:
-        """Make room for more tokens."""
-        *shape, before, channels = self.kv.shape
-        kv = self.kv.new_zeros(*shape, columns, channels)
-        kv[..., :before, :] = self.kv
-        self.kv = kv
 
 
 # ---------------------------------------------------------------------- who is decoded together
@@ -195,77 +80,100 @@ def decode(model, prompts, limits, stop_id: int, pick: Callable) -> list[list[in
             columns = [len(prompts[i]) + min(limits[i], ROOM) for i in queue]
             least = columns[0] // 2 if min(MAX_ROWS, len(queue)) * columns[0] > budget_of(model) else 0
             band = [i for i, n in zip(queue, columns) if n >= least]  # where memory is short, only of similar length
-            out |= decode_band(model, band, prompts, limits, stop_id, pick)
+            out |= Decoding(model, band, prompts, limits, stop_id).run(pick)
             queue = [i for i in queue if i not in out]
         return out
 
     return shared(model, prompts, limits, work)
 
 
-def decode_band(model, queue, prompts, limits, stop_id, pick) -> dict[int, list[int]]:
-    """The new tokens of the prompts of a queue, through one cache."""
-    device, head = model.device, model.head()
-    budget = budget_of(model)
-    steps, multiple = of_device(STEPS, device), of_device(MULTIPLE, device)
-    columns = max(len(prompts[i]) + min(limits[i], ROOM) for i in queue)
-    cache = KVCache(model, max(1, min(MAX_ROWS, len(queue), budget // columns)), columns)
-    rows = [None] * len(cache.length)  # the prompt in each row of the cache, None where it has ended
-    out = {i: [] for i in queue}
-    hidden = torch.zeros(len(rows), model.config.n_embd, dtype=model.ln_f.weight.dtype, device=device)
-    token = torch.zeros(len(rows), dtype=torch.long, device=device)
+class Decoding:
+    """The prompts of a queue on their way through one cache."""
 
-    def going(i) -> bool:
-        return len(out[i]) < limits[i] and out[i][-1:] != [stop_id]
+    def __init__(self, model, queue, prompts, limits, stop_id):
+        self.model, self.prompts, self.limits, self.stop_id = model, prompts, limits, stop_id
+        self.budget = budget_of(model)
+        columns = max(len(prompts[i]) + min(limits[i], ROOM) for i in queue)
+        n = max(1, min(MAX_ROWS, len(queue), self.budget // columns))
+        self.cache, self.steps = KVCache(model, n, columns), of_device(STEPS, model.device)
+        self.queue, self.out = queue, {i: [] for i in queue}
+        self.rows = [None] * n  # the prompt in each row of the cache, None where it has ended
+        self.hidden = torch.zeros(n, model.config.n_embd, dtype=model.ln_f.weight.dtype, device=model.device)
+        self.token = torch.zeros(n, dtype=torch.long, device=model.device)  # the last one of each row
 
-    def needed(more) -> int:  # columns, after more steps
-        lengths = ((i, len(out[i]) + more) for i in rows if i is not None)
-        return max(len(prompts[i]) + min(n, limits[i]) for i, n in lengths)
+    def run(self, pick) -> dict[int, list[int]]:
+        """The new tokens of each prompt. A round ends with a look at which rows have ended."""
+        head, device = self.model.head(), self.model.device
+        while self.queue or any(i is not None for i in self.rows):
+            new = self.refill()
+            self.make_room(new)
+            self.read(new)
+            now = [(0, 0) if i is None else (i, len(self.out[i])) for i in self.rows]
+            numbers, t = move(torch.tensor(now).t().contiguous(), device)
+            tokens = []
+            for s in range(self.steps):
+                if s > 0:
+                    self.hidden = self.cache.step(self.model, self.token, self.used(s))
+                self.token = pick(F.linear(self.hidden.to(head.dtype), head), numbers, t + s)
+                tokens.append(self.token)
+            self.append(torch.stack(tokens, dim=1).tolist())
+        return self.out
 
-    def used(more) -> int:
-        return min(-(-needed(more) // multiple) * multiple, cache.columns)
+    def going(self, i) -> bool:
+        return len(self.out[i]) < self.limits[i] and self.out[i][-1:] != [self.stop_id]
 
-    while queue or any(i is not None for i in rows):
-        # -------- prompts from the queue take the places of rows that have ended
-        ended, new = [j for j, i in enumerate(rows) if i is None], set()
-        if 4 * len(ended) >= len(rows):
-            for j, i in zip(ended, queue):
-                rows[j] = i
+    def needed(self, more: int) -> int:
+        """The columns in use after more steps."""
+        lengths = ((i, len(self.out[i]) + more) for i in self.rows if i is not None)
+        return max(len(self.prompts[i]) + min(n, self.limits[i]) for i, n in lengths)
+
+    def used(self, more: int) -> int:
+        """The same, but one of few numbers."""
+        multiple = of_device(MULTIPLE, self.model.device)
+        return min(-(-self.needed(more) // multiple) * multiple, self.cache.columns)
+
+    def refill(self) -> set[int]:
+        """Prompts from the queue take the places of rows that have ended, once these are a quarter."""
+        ended, new = [j for j, i in enumerate(self.rows) if i is None], set()
+        if 4 * len(ended) >= len(self.rows):
+            for j, i in zip(ended, self.queue):
+                self.rows[j] = i
                 new.add(i)
-            queue = queue[len(new) :]
-        # -------- make room: the cache gets more columns, for fewer rows if need be; rows that have ended leave at last
-        if needed(steps - 1) > columns:
-            columns = min(max(2 * columns, needed(steps - 1)), model.config.n_positions)
-        order = sorted((j for j, i in enumerate(rows) if i is not None), key=lambda j: rows[j] in new)
-        most = max(1, budget // columns)
-        if most < len(rows) or len(order) <= 0.75 * len(rows):
-            queue = [rows[j] for j in order[most:]] + queue  # these go on later, from what they have
-            at, rows = move(torch.tensor(order[:most]), device), [rows[j] for j in order[:most]]
-            cache.keep(at)
-            hidden, token = hidden[at], token[at]
-        if columns > cache.columns:
-            cache.widen(columns)
-        # -------- the hidden state behind the next token: rows that go on read their last one, new ones their prompt
-        if any(i is not None and i not in new for i in rows):
-            hidden = cache.step(model, token, used(0))
-        if fresh := [j for j, i in enumerate(rows) if i in new]:
-            states = cache.prefill(model, fresh, [prompts[rows[j]] + out[rows[j]] for j in fresh])
-            hidden = hidden.index_copy(0, move(torch.tensor(fresh), device), states)
-        # -------- some tokens, until the next look
-        who = [(0, 0) if i is None else (i, len(out[i])) for i in rows]
-        numbers, t = move(torch.tensor(who).t().contiguous(), device)
-        tokens = []
-        for s in range(steps):
-            if s > 0:
-                hidden = cache.step(model, token, used(s))
-            token = pick(F.linear(hidden.to(head.dtype), head), numbers, t + s)
-            tokens.append(token)
-        for j, new in enumerate(torch.stack(tokens, dim=1).tolist()):
-            if rows[j] is not None:
-                for id in new:
-                    if going(rows[j]):
-                        out[rows[j]].append(id)
-                rows[j] = rows[j] if going(rows[j]) else None
-    return out
+            self.queue = self.queue[len(new) :]
+        return new
+
+    def make_room(self, new: set[int]) -> None:
+        """The cache gets more columns, for fewer rows if need be. Rows that have ended leave once nothing waits."""
+        columns = self.cache.columns
+        if (needed := self.needed(self.steps - 1)) > columns:
+            columns = min(max(2 * columns, needed), self.model.config.n_positions)
+        live = sorted((j for j, i in enumerate(self.rows) if i is not None), key=lambda j: self.rows[j] in new)
+        most = max(1, self.budget // columns)
+        if most < len(self.rows) or len(live) <= 0.75 * len(self.rows):
+            self.queue = [self.rows[j] for j in live[most:]] + self.queue  # these go on later, from what they have
+            at, self.rows = move(torch.tensor(live[:most]), self.model.device), [self.rows[j] for j in live[:most]]
+            self.cache.keep(at)
+            self.hidden, self.token = self.hidden[at], self.token[at]
+        if columns > self.cache.columns:
+            self.cache.widen(columns)
+
+    def read(self, new: set[int]) -> None:
+        """Rows that go on read their last token, new ones their prompt: what the next token follows from."""
+        if any(i is not None and i not in new for i in self.rows):
+            self.hidden = self.cache.step(self.model, self.token, self.used(0))
+        if fresh := [j for j, i in enumerate(self.rows) if i in new]:
+            prompts = [self.prompts[self.rows[j]] + self.out[self.rows[j]] for j in fresh]
+            states = self.cache.prefill(self.model, fresh, prompts)
+            self.hidden = self.hidden.index_copy(0, move(torch.tensor(fresh), self.model.device), states)
+
+    def append(self, tokens: list[list[int]]) -> None:
+        """Add the tokens of a round to each row, up to its end."""
+        for j, i in enumerate(self.rows):
+            if i is not None:
+                for token in tokens[j]:
+                    if self.going(i):
+                        self.out[i].append(token)
+                self.rows[j] = i if self.going(i) else None
 
 
 # ---------------------------------------------------------------------- beam search

@@ -12,10 +12,11 @@ An epoch over n examples with rows of t tokens, of which the answer has a (QA an
     replay counts as γ n further examples of the earlier tasks' size, the pseudo-data and answers as below
     time  = max(FLOP / (efficiency · peak), updates · least time of an update)
 
-Decoding is limited by its steps: as many as the longest row of a chunk has new tokens. The efficiency is what
-`lab/check/bench.py` measured in bfloat16 on a CPU (as a share of a matrix product's speed), for all methods alike.
-Guesses are: the least times of an update and of a decoding step (launches of kernels, which a CPU doesn't have), the
-rows of four classification sets, and that eight runs side by side never wait for each other's teachers.
+Decoding is limited by its steps: as many as all new tokens take with all rows of the cache busy, and those of the
+longest row at the end. The efficiency is what `lab/check/bench.py` measured in bfloat16 on a CPU (as a share of a
+matrix product's speed), for all methods alike. Guesses are: 16 GiB for the cache, the least times of an update and of a
+decoding step (launches of kernels, which a CPU doesn't have), the rows of four classification sets, and that eight runs
+side by side never wait for each other's teachers.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import sys
 from typing import NamedTuple
 
 from lab.errors import replace_unprintable
-from lab.fast.decode import CACHE_BYTES, MAX_ROWS
+from lab.fast.decode import MAX_ROWS
 from lab.paper.experiments import keys_of
 from lab.paper.runs import METHODS, NOT_LIFELONG, ROOT, RunKey, arguments
 from lab.run.options import Options
@@ -37,6 +38,7 @@ from train import batch_size
 BENCH = ROOT / "lab" / "results" / "bench"
 SHAPE, EPOCHS, GAMMA = SIZES["gpt2"], 9, 0.2
 V = 50304  # words
+CACHE_BYTES = 2**34  # of keys and values, two bytes a number
 C = SHAPE.n_embd  # channels
 BLOCKS = 12 * SHAPE.n_layer * C**2  # parameters of all blocks
 TABLE_1 = {name: task.sizes for name, task in TASKS.items() if task.sizes}  # training and test examples
@@ -107,20 +109,25 @@ def learning(card: Card, n, rows, epochs, earlier=(), lm=True, kd=False) -> floa
     return max(flops / (card.ranks * efficiency(rows) * card.peak), updates * card.update)
 
 
-def decoding(card: Card, n, prompt, new) -> float:
-    """Seconds of `lab.fast.decode`: n prompts in chunks, which ranks share."""
-    columns = CACHE_BYTES // (8 * SHAPE.n_layer * C)
-    chunks = -(-n // min(MAX_ROWS, columns // (prompt + new)))
+def decoding(card: Card, n, prompt, new, longest) -> float:
+    """Seconds of `lab.fast.decode`: n prompts, which ranks share; `new` tokens each on average, at most `longest`."""
+    rows = min(MAX_ROWS, CACHE_BYTES // (4 * SHAPE.n_layer * C) // (prompt + longest))
+    steps = n * new / (card.ranks * rows) + longest
     prefill = n * 2 * BLOCKS * prompt / (card.ranks * efficiency(TOKENS["woz"]) * card.peak)
-    return -(-chunks // card.ranks) * new * card.step + prefill
+    return steps * card.step + prefill
+
+
+def prompts_of(rows: Rows) -> tuple[float, float, int]:
+    """Tokens of a prompt, of its answer, and of the longest one."""
+    return rows.row - rows.answer, rows.answer + 1, rows.longest
 
 
 def run_seconds(key: RunKey, card: Card) -> tuple[float, float]:
     """Seconds of a run without its teachers, and of the teachers that it needs. `single` is teachers alone."""
     tasks = key.order.split(",")
     options = METHODS[key.label][0] if key.label in METHODS else NOT_LIFELONG[key.label]
-    scoring = {t: decoding(card, TABLE_1[t][1], TOKENS[t].row, TOKENS[t].longest) for t in tasks}
-    answering = {t: decoding(card, TABLE_1[t][0], TOKENS[t].row, TOKENS[t].longest) for t in tasks}
+    scoring = {t: decoding(card, TABLE_1[t][1], *prompts_of(TOKENS[t])) for t in tasks}
+    answering = {t: decoding(card, TABLE_1[t][0], *prompts_of(TOKENS[t])) for t in tasks}
     lm = "qa-only" not in options and "finetune" not in options
     teachers = sum(learning(card, TABLE_1[t][0], TOKENS[t], EPOCHS, lm=lm) + scoring[t] for t in tasks)
     if "single" in options:
@@ -134,7 +141,7 @@ def run_seconds(key: RunKey, card: Card) -> tuple[float, float]:
     for m, task in enumerate(tasks):
         n, earlier = TABLE_1[task][0], tasks[:m] if "finetune" not in options else []
         own += learning(card, n, TOKENS[task], EPOCHS, earlier, lm, kd="word" in options or "soft" in options)
-        own += sum(decoding(card, GAMMA * n / m, 1, TOKENS[old].row) for old in earlier)
+        own += sum(decoding(card, GAMMA * n / m, 1, TOKENS[old].row, 2 * TOKENS[old].row) for old in earlier)
         own += times * sum(scoring.values()) + (answering[task] if "seq" in options else 0)
     return own, teachers if "--kd" in options and "none" not in options else 0.0
 

@@ -11,52 +11,20 @@ runs/woz+sql+cnn-lamol-word-g0.2-s0/
     checkpoint/, lock           until then
 """
 
-import errno
-import os
 import shutil
-import stat
 import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from eval import table
 from lab.errors import DataError, RunError
-from lab.files import read_json, read_jsonl
+from lab.files import acquire, file_lock, read_json, read_jsonl, release
 from lab.run.ranks import is_main_process
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-
-# ---------------------------------------------------------------------- locks
-
-
-def file_lock(path: Path) -> FileLock:
-    """A lock, not yet acquired. A process that dies releases it. Raises RunError where no regular file can be."""
-    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        raise RunError(f"{path} is a link or a device, not a file to lock; remove it")
-    return FileLock(path, fallback_to_soft=False)
-
-
-def acquire(lock: FileLock, wait: bool) -> bool:
-    """Acquire a lock -> whether this process has it now. Raises RunError on a file system without locks."""
-    try:
-        lock.acquire(blocking=wait)
-        return True
-    except Timeout:
-        return False
-    except OSError as e:
-        if e.errno not in NO_LOCKS:
-            raise
-        hint = f"this file system has no locks ({e.strerror}); use a folder on another one"
-        raise RunError(f"{lock.lock_file}: {hint}") from None
-
-
-def release(lock: FileLock) -> None:
-    """Delete the lock's file and release it. Whoever waits for it sees that it is gone, and makes it anew."""
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+# ---------------------------------------------------------------------- one process at a time
 
 
 @contextmanager

@@ -9,7 +9,7 @@
 import argparse
 import sys
 
-from lab.errors import DataError, expand_paths, replace_unprintable
+from lab.errors import LabError, expand_paths, replace_unprintable
 from lab.tasks.prepare import prepare
 from lab.tasks.registry import is_toy
 from lab.tasks.squad import from_lamol
@@ -44,11 +44,11 @@ def main(argv=None) -> int:
         for task in o.tasks or known:
             try:
                 print(task, prepare(task, data_dir, o.cache_dir))
-            except DataError as e:  # go on: the data of the other tasks may be there
+            except LabError as e:  # go on: the data of the other tasks may be there
                 print(f"error: {e}", file=sys.stderr)
                 failed += 1
         return min(failed, 1)
-    except (DataError, OSError) as e:
+    except (LabError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

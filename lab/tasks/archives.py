@@ -7,6 +7,8 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
+
 from lab.errors import DataError
 from lab.tasks.reading import MAX_LINE
 
@@ -44,8 +46,13 @@ def tar_stream(archive: Path):
     """Yields a tarfile to iterate over once; then the archive is read to its end, where the checksum is.
 
     Raises DataError for an archive that is broken or far too large."""
+    size = {"total": archive.stat().st_size, "unit": "B", "unit_scale": True, "disable": None, "leave": False}
     try:
-        with (bz2.open if archive.suffix == ".bz2" else gzip.open)(archive) as f:
+        with (
+            open(archive, "rb") as raw,
+            tqdm.wrapattr(raw, "read", desc=f"reading {archive.name}", **size) as raw,
+            (bz2.open if archive.suffix == ".bz2" else gzip.open)(raw) as f,
+        ):
             f = Bounded(f)
             with tarfile.open(fileobj=f, mode="r|", tarinfo=Header) as tar:
                 yield tar

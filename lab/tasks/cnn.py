@@ -4,10 +4,14 @@ import hashlib
 from functools import partial
 from pathlib import Path
 
+from lab.errors import DataError
 from lab.tasks.archives import content_of, tar_stream
 from lab.tasks.fetch import local_files, raw_file
 from lab.tasks.reading import SPLITS, decode, good_rows, one_line, read_csv_files, subsample, text_of
 
+RECIPE = """    import datasets
+    data = datasets.load_dataset("abisee/cnn_dailymail", "3.0.0")
+    [data[split].to_csv(f"{}/{{split}}.csv") for split in ("train", "test")]"""
 ENDS = (".", "!", "?", "'", "`", '"', "’", "”", ")")  # of a sentence
 
 
@@ -15,8 +19,12 @@ def reader(task, folder):
     """From {train,test}.csv (`id,article,highlights`), else from lists of addresses and the two archives of stories."""
     if files := local_files(folder, [f"{split}.csv" for split in SPLITS]):
         return files, partial(read_csv_files, files, lambda split: csv_rows, header=True)
-    lists = {split: raw_file(task, folder, f"all_{split}.txt") for split in SPLITS}
-    archives = [raw_file(task, folder, f"{paper}_stories.tgz") for paper in ("cnn", "dailymail")]
+    try:
+        lists = {split: raw_file(task, folder, f"all_{split}.txt") for split in SPLITS}
+        archives = [raw_file(task, folder, f"{paper}_stories.tgz") for paper in ("cnn", "dailymail")]
+    except DataError as e:
+        recipe = f"or, with `pip install datasets`, make train.csv and test.csv there:\n{RECIPE.format(folder)}"
+        raise DataError(f"{e}; {recipe}") from None
 
     def read(sizes):
         drawn = {}  # 2% more than wanted: some stories of the public release have no article

@@ -2,29 +2,34 @@
 
 import hashlib
 import os
-from contextlib import contextmanager, suppress
+import time
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from lab.errors import DataError
-from lab.files import sync
+from lab.files import acquire, file_lock, release, sync
 from lab.tasks.archives import tar_stream
 
 RAW = "https://raw.githubusercontent.com"
 WOZ_URL = f"{RAW}/nmrksic/neural-belief-tracker/master/data/woz"
 CNN_LISTS = f"{RAW}/abisee/cnn-dailymail/master/url_lists"
-CNN_STORIES = "https://huggingface.co/datasets/cnn_dailymail/resolve/11343c3752184397d56efc19a8a7cceb68089318/data"
+CNN_STORIES = (
+    "https://huggingface.co/datasets/abisee/cnn_dailymail/resolve/11343c3752184397d56efc19a8a7cceb68089318/data"
+)
 E2E_URL = f"{RAW}/tuetschek/e2e-dataset/master"
 RNNLG_URL = f"{RAW}/shawnwun/RNNLG/master/data/original"
 AG_URL = f"{RAW}/mhjabreel/CharCnn_Keras/master/data/ag_news_csv"
 FAST_AI = "https://s3.amazonaws.com/fast-ai-nlp"
 
-SOURCES = {  # task -> its folder in the data directory, and what to download into it: address -> SHA-256, if known
+# task -> its folder in the data directory, and what to download into it: address -> SHA-256, or the size in bytes of an
+# archive of which no SHA-256 is known
+SOURCES = {
     "woz": (
         "woz",
         {
@@ -97,7 +102,7 @@ SOURCES = {  # task -> its folder in the data directory, and what to download in
             f"{FAST_AI}/yelp_review_full_csv.tgz": "56006b0a17a370f1e366504b1f2c3e3754e4a3dda17d3e718a885c552869a559",
         },
     ),
-    "amazon": ("amazon", {f"{FAST_AI}/amazon_review_full_csv.tgz": None}),
+    "amazon": ("amazon", {f"{FAST_AI}/amazon_review_full_csv.tgz": 643_695_014}),
     "dbpedia": (
         "dbpedia",
         {
@@ -126,22 +131,22 @@ def local_files(folder: Path, names: list[str]) -> list[Path] | None:
 
 def raw_file(task: str, folder: Path, name: str) -> Path:
     """A raw file: the user's own unchanged, or else downloaded and checked. Raises DataError."""
-    url, digest = next((url, digest) for url, digest in SOURCES[task][1].items() if Path(url).name == name)
+    url, known = next((url, known) for url, known in SOURCES[task][1].items() if Path(url).name == name)
     path = folder / name
     if not path.is_file():
         try:
-            download(url, path, digest)
+            download(url, path, known)
         except (OSError, HTTPException, DataError) as e:
-            wanted = f"its SHA-256 should be {digest}" if digest else "no checksum of it is known"
+            wanted = f"its SHA-256 should be {known}" if isinstance(known, str) else f"it should have {known} bytes"
             hint = f"to work offline, put the file at {path} yourself, or name its folder with --data-dir"
             raise DataError(f"{task}: can't download {url} to {path} ({e}); {wanted}; {hint}") from None
     return path
 
 
-def download(url: str, path: Path, digest: str | None) -> None:
+def download(url: str, path: Path, known: str | int) -> None:
     """Fetch url to path, which only a whole file with the right SHA-256 ever becomes.
 
-    `digest` None: an archive without a known checksum, which is read through instead. An interrupted download leaves
+    known: the SHA-256, or the size of an archive, which is then read through. An interrupted download leaves
     `<path>.part`, and the next try continues it. Raises DataError, OSError, HTTPException."""
     part = path.with_name(path.name + ".part")
     with one_at_a_time(path):
@@ -151,17 +156,54 @@ def download(url: str, path: Path, digest: str | None) -> None:
         receive(url, path, part)
         sync(part)
         try:
-            check_download(part, digest)
+            check_download(part, known)
         except DataError:
             part.unlink()
             raise
         os.replace(part, path)
 
 
+WAITS = (1, 5, 25)  # seconds before each further try, where a server is busy or a connection breaks ...
+LONGEST_WAIT = 120  # ... or as many as the server asks for, up to this
+
+
 def receive(url: str, path: Path, part: Path) -> None:
-    """Append to `part` what it still lacks of url; it is deleted if it has no byte. `path` is only printed.
+    """Append to `part` what it still lacks of url, in several tries if need be. `path` is only printed.
 
     Raises DataError if what came is cut off, or not a file; OSError, HTTPException."""
+    for wait in (*WAITS, None):
+        try:
+            receive_once(url, path, part)
+            return
+        except (HTTPError, HTTPException, ConnectionError, TimeoutError, CutOff) as e:
+            busy = not isinstance(e, HTTPError) or e.code == 429 or e.code >= 500
+            asked = seconds_asked_for(e)
+            if wait is None or not busy or asked > LONGEST_WAIT:
+                raise
+            wait = max(wait, asked)
+            print(f"waiting  {wait:.0f} s before another try ({str(e) or type(e).__name__})", flush=True)
+            time.sleep(wait)
+
+
+def seconds_asked_for(e: Exception) -> float:
+    """The Retry-After of an HTTP error, seconds or a date, as seconds from now; 0 if it has none."""
+    text = (e.headers or {}).get("Retry-After") if isinstance(e, HTTPError) else None
+    if not text:
+        return 0.0
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+class CutOff(DataError):
+    """Fewer bytes came than were promised."""
+
+
+def receive_once(url: str, path: Path, part: Path) -> None:
+    """One try. `part` is deleted if it has no byte."""
     try:
         with open(part, "ab") as f:
             have = f.seek(0, os.SEEK_END)
@@ -181,7 +223,7 @@ def receive(url: str, path: Path, part: Path) -> None:
                         bar.update(len(chunk))
         size = part.stat().st_size
         if -1 < total != size:
-            raise DataError(f"cut off: {size} of {total} bytes; the next try goes on from there")
+            raise CutOff(f"cut off: {size} of {total} bytes; the next try goes on from there")
         if not size:
             raise DataError("an empty file came")
     except HTTPError as e:
@@ -196,31 +238,28 @@ def receive(url: str, path: Path, part: Path) -> None:
 def one_at_a_time(path: Path):
     """Whoever makes `path` does so alone. Others wait here; when it is their turn, they look for it again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.lock")
-    lock = FileLock(name)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
+    lock = file_lock(path.with_name(f".{path.name}.lock"))
+    if not acquire(lock, wait=False):
         print(f"waiting  for {path}, which another process is making", flush=True)
-        lock.acquire()
+        acquire(lock, wait=True)
     try:
         yield
     finally:
-        with suppress(PermissionError):  # of Windows, where release() deletes it
-            name.unlink(missing_ok=True)  # while it is held: those who wait see that it is gone and make it anew
-        lock.release()
+        release(lock)
 
 
-def check_download(path: Path, digest: str | None) -> None:
-    """Raises DataError for another SHA-256 or, where none is known, for an archive that lacks its two files."""
-    seen = sha256(path)
-    if digest is None:
+def check_download(path: Path, known: str | int) -> None:
+    """Raises DataError for another SHA-256 or, where none is known, for another size, or if its two files lack."""
+    seen, size = sha256(path), path.stat().st_size
+    if isinstance(known, int):
+        if size != known:
+            raise DataError(f"broken or changed: it has {size} bytes; deleted, the next try starts anew")
         with tar_stream(path) as tar:
             names = {Path(member.name).name for member in tar}
         if not {"train.csv", "test.csv"} <= names:
             raise DataError("the archive holds no train.csv and test.csv")
         print(f"no checksum is known for it; its SHA-256 is {seen}")
-    elif seen != digest:
+    elif seen != known:
         raise DataError(f"broken or changed: its SHA-256 is {seen}; deleted, the next try starts anew")
 
 

@@ -64,7 +64,7 @@ def reader_of(task: str, raw: Path):
 def print_own_files(task: str, raw: Path, digests: dict[Path, str]) -> None:
     """Name the files that are not the public ones, by their checksums."""
     known = {Path(url).name: digest for url, digest in SOURCES[task][1].items()}
-    own = [path.name for path, digest in digests.items() if known.get(path.name, "") not in (None, digest)]
+    own = [path.name for path, digest in digests.items() if known.get(path.name) not in (digest, path.stat().st_size)]
     if own:
         which = "files" if own[1:] else "file"
         print(f"{task}: {', '.join(own)} in {raw}: used as found, not the known public {which}")
