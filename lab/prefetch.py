@@ -15,7 +15,6 @@ from lab.paper.runs import FIGURES, arguments
 from lab.run.options import Options, model_reason, no_teacher, parse
 from lab.run.pretrained import tokenizer_of, weight_files
 from lab.tasks import load_task
-from lab.tasks.ceiling import ceiling
 
 KNOWN = (*TABLES, *FIGURES, "claims", "toy")
 
@@ -44,9 +43,8 @@ def fetch_model(source: str, cache_dir: str, why: str) -> str:
 
 
 def fetch_task(entry: str, data_dir: str, cache_dir: str, limit: int, multi_reference: bool) -> str:
-    """Fetch and prepare a task, with its ceiling. Returns what there is of it. Raises LabError."""
+    """Fetch and prepare a task. Returns what there is of it. Raises LabError."""
     task = load_task(entry, data_dir, cache_dir, limit, multi_reference)
-    ceiling(task, cache_dir)
     return f"{task.name}: {len(task.train)} / {len(task.test)} examples"
 
 
