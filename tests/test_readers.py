@@ -8,6 +8,7 @@ import io
 import os
 import random
 import re
+import shutil
 import tarfile
 import tracemalloc
 from collections import Counter
@@ -28,7 +29,7 @@ from raw_formats import (
 )
 
 from lab.errors import DataError
-from lab.tasks import TASKS, archives, load_task
+from lab.tasks import TASKS, archives, load_task, reading
 from lab.tasks.classification import CLASSES
 from lab.tasks.cnn import story_parts
 from lab.tasks.prepare import prepare
@@ -275,6 +276,43 @@ def test_a_subsample_is_fixed_sorted_and_of_the_asked_size():
     assert len(some) == 10 and some == sorted(set(some)) == subsample(iter(rows), 10)
     counts = Counter(row for seed in range(500) for row in subsample(rows, 10, seed))
     assert set(counts) == set(rows) and max(counts.values()) < 90  # 50 each, on average
+
+
+# ---------------------------------------------------------------------- long reads
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    "name, packed", [("ag", False), ("yelp", True), ("amazon", False), ("sql", True), ("cnn", False)]
+)
+def test_a_long_read_shows_on_a_terminal_how_far_it_is_and_in_a_log_nothing(tmp_path, monkeypatch, name, packed):
+    path = write_raw(tmp_path, name, good_rows(name, 300), packed=packed)
+    file = path.with_name(archive_name(FORMATS[name].task)) if packed else path
+    for where, soon, shown in ((Terminal(), 0, True), (Terminal(), 9, False), (io.StringIO(), 0, False)):
+        monkeypatch.setattr(reading, "SOON", soon)
+        monkeypatch.setattr("sys.stderr", where)
+        load(name, tmp_path)
+        shutil.rmtree(tmp_path / "cache")
+        assert where.getvalue().count(f"reading {file.name}:") >= 1 if shown else not where.getvalue()
+
+
+@pytest.mark.parametrize("name, packed", [("ag", False), ("yelp", True), ("sql", True)])
+def test_all_bytes_of_a_long_read_are_counted(tmp_path, monkeypatch, name, packed):
+    path, counted = write_raw(tmp_path, name, good_rows(name, 300), packed=packed), {}
+
+    def update(bar, n):
+        counted[bar.desc] = counted.get(bar.desc, 0) + n
+
+    monkeypatch.setattr(reading, "SOON", 0)
+    monkeypatch.setattr(reading.tqdm, "update", update)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    load(name, tmp_path)
+    file = path.with_name(archive_name(FORMATS[name].task)) if packed else path
+    assert counted[f"reading {file.name}"] == file.stat().st_size
 
 
 # ---------------------------------------------------------------------- archives and files that mean harm

@@ -7,10 +7,8 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lab.errors import DataError
-from lab.tasks.reading import MAX_LINE
+from lab.tasks.reading import MAX_LINE, watched
 
 MAX_MEMBER = 2**30  # bytes of a member that is read whole; far above every public file, like ...
 MAX_ARCHIVE = 2**34  # ... bytes of an archive when decompressed
@@ -46,13 +44,8 @@ def tar_stream(archive: Path):
     """Yields a tarfile to iterate over once; then the archive is read to its end, where the checksum is.
 
     Raises DataError for an archive that is broken or far too large."""
-    size = {"total": archive.stat().st_size, "unit": "B", "unit_scale": True, "disable": None, "leave": False}
     try:
-        with (
-            open(archive, "rb") as raw,
-            tqdm.wrapattr(raw, "read", desc=f"reading {archive.name}", **size) as raw,
-            (bz2.open if archive.suffix == ".bz2" else gzip.open)(raw) as f,
-        ):
+        with watched(archive) as raw, (bz2.open if archive.suffix == ".bz2" else gzip.open)(raw) as f:
             f = Bounded(f)
             with tarfile.open(fileobj=f, mode="r|", tarinfo=Header) as tar:
                 yield tar

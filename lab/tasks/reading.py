@@ -8,10 +8,13 @@ interchange format is one row a line, as JSON.
 """
 
 import csv
+import io
 import json
 import random
 import re
 from pathlib import Path
+
+from tqdm import tqdm
 
 from eval import METRICS
 from lab.errors import DataError
@@ -20,6 +23,7 @@ from lab.files import write_text
 SPLITS = ("train", "test")
 PARTS = ("context", "question", "answer")
 MAX_LINE = 2**24  # bytes, far above the longest line of every public file
+SOON = 2.0  # seconds
 
 # ---------------------------------------------------------------------- from items of a raw file to rows
 
@@ -103,6 +107,30 @@ def text_of(path: Path) -> str:
     return decode(path.read_bytes())
 
 
+class Watched(io.FileIO):
+    """A file, and a bar that shows how much of it has been read."""
+
+    def __init__(self, path: Path, bar: tqdm):
+        self.bar = bar
+        super().__init__(path)
+
+    def readinto(self, buffer):
+        n = super().readinto(buffer)
+        self.bar.update(n)
+        return n
+
+    def close(self):
+        self.bar.close()
+        super().close()
+
+
+def watched(path: Path) -> io.BufferedReader:
+    """A file, opened to read its bytes. If it takes more than SOON seconds, a terminal shows how far that is."""
+    size, what = path.stat().st_size, f"reading {path.name}"
+    bar = tqdm(total=size, desc=what, unit="B", unit_scale=True, delay=SOON, leave=False, disable=None)
+    return io.BufferedReader(Watched(path, bar), 2**20)
+
+
 def text_lines(binary):
     """The lines of a binary stream as text, with their line ends, as the csv module wants them.
 
@@ -175,7 +203,7 @@ def read_csv_files(files, convert_of, sizes: dict[str, int], header: bool = Fals
     """One CSV file a split -> rows by split; `convert_of(split)` is the function for `good_rows`."""
     rows = {}
     for split, path in zip(SPLITS, files):
-        with open(path, "rb") as f:
+        with watched(path) as f:
             items = csv_items(path, text_lines(f))
             items = named_fields(path, items) if header else items
             rows[split] = subsample(good_rows(path, items, convert_of(split)), sizes[split])
