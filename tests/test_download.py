@@ -5,7 +5,11 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
+import shutil
+import ssl
+import subprocess
 import tarfile
 import threading
 import time
@@ -115,9 +119,10 @@ def test_control_c_keeps_what_has_come(site, monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as m:
         m.setattr(fetch.tqdm, "update", stop)
         assert main(["woz", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]) == 130
-    assert capsys.readouterr().err == "interrupted: the next try goes on from there\n"
+    have = (tmp_path / "woz" / "woz_train_en.json.part").stat().st_size
+    assert have and capsys.readouterr().err == "interrupted: the next try goes on from there\n"
     download(url, tmp_path / "woz" / "woz_train_en.json", hashlib.sha256(body).hexdigest())
-    assert site.log[1] == ("woz_train_en.json", f"bytes={2**20}-", 4)
+    assert site.log[1] == ("woz_train_en.json", f"bytes={have}-", len(body) - have)
     assert (tmp_path / "woz" / "woz_train_en.json").read_bytes() == body
 
 
@@ -206,12 +211,41 @@ def patient(monkeypatch):
         ([Reply(b"", status=429, headers={"Retry-After": "7"}), Reply(CSV)], [7]),
         ([Reply(CSV, cut=100), Reply(CSV, cut=100), Reply(CSV)], [1, 5]),
         ([Reply(CSV, cut=HALF), BUSY, Reply(CSV)], [1, 5]),
+        ([Reply(CSV, cut=HALF, reset=True), Reply(CSV, cut=100, reset=True), Reply(CSV)], [1, 5]),
+        ([Reply(CSV, cut=0, reset=True), Reply(CSV)], [1]),
+        ([Reply(b"", status=503, headers={"Retry-After": "soon"}), Reply(CSV)], [1]),
+        ([Reply(b"", status=503, headers={"Retry-After": "-3"}), Reply(CSV)], [1]),
+        ([Reply(b"", status=503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}), Reply(CSV)], [1]),
     ],
 )
 def test_a_busy_server_or_a_broken_connection_is_tried_again(ag, patient, replies, waits):
     assert ag.attempt(*replies) is None and patient == waits
     got = sum(n for _, _, n in ag.log)
     assert got == len(CSV)  # what has come is kept, and not asked for again
+
+
+OLD = b"#" * HALF + CSV[HALF:]  # of the same length
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ({"ETag": '"1"'}, {"ETag": '"2"'}),
+        ({"Last-Modified": "Tue, 24 Nov 2026 10:00:00 GMT"}, {"Last-Modified": "Wed, 25 Nov 2026 10:00:00 GMT"}),
+        ({"ETag": 'W/"1"', "Last-Modified": "Tue, 24 Nov 2026 10:00:00 GMT"}, {"ETag": 'W/"1"'}),
+    ],
+)
+def test_a_file_that_has_changed_between_two_tries_is_taken_from_its_beginning(ag, patient, old, new):
+    same = Reply(CSV, cut=HALF, headers=old), Reply(CSV, headers=old)
+    assert ag.attempt(Reply(OLD, cut=HALF, headers=old), Reply(CSV, headers=new)) is None
+    assert [sent for _, _, sent in ag.log] == [HALF, len(CSV)]
+    (ag.folder / "train.csv").unlink()
+    assert ag.attempt(*same) is None and [sent for _, _, sent in ag.log[2:]] == [HALF, len(CSV) - HALF]
+
+
+def test_a_server_that_does_not_know_ranges_is_tried_again_from_the_beginning(ag, patient):
+    assert ag.attempt(Reply(CSV, cut=HALF), Reply(CSV, ranges=False)) is None and patient == [1]
+    assert [sent for _, _, sent in ag.log] == [HALF, len(CSV)]
 
 
 def test_a_date_is_waited_for(ag, patient):
@@ -225,6 +259,8 @@ def test_a_date_is_waited_for(ag, patient):
     [
         (BUSY, 4),
         (Reply(CSV, cut=0), 4),
+        (Reply(CSV, cut=100), 4),
+        (Reply(CSV, cut=HALF, ranges=False), 4),  # some bytes come each time
         (Reply(b"", status=403), 1),  # asking again would not help
         (Reply(b"", status=404), 1),
         (Reply(b"", status=429, headers={"Retry-After": "3600"}), 1),
@@ -254,28 +290,106 @@ def test_a_file_system_without_locks_is_one_line(ag, monkeypatch, capsys, tmp_pa
     assert main(["ag", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]) == 1
     said = capsys.readouterr().err
     assert "this file system has no locks (not here); use a folder on another one" in said and said.count("\n") == 1
+    assert "name its folder with --data-dir" in said
 
 
-def test_without_the_archives_of_cnn_the_recipe_for_its_csv_files_is_shown(site, monkeypatch, tmp_path, capsys):
-    """The lines run, on a stand-in for `datasets`, and make the files that are read next."""
-    lost = {f"{site.url}/{Path(url).name}": digest for url, digest in SOURCES["cnn"][1].items()}
-    monkeypatch.setitem(SOURCES, "cnn", ("cnn_dailymail", lost))
-    folder = tmp_path / "cnn_dailymail"
-    assert main(["cnn", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 4 and "404" in said
-    rows = [{"article": "An article .", "highlights": "A line .", "id": "x"}]
+@pytest.mark.parametrize(
+    "step, number", [("os.replace", errno.ENOSPC), ("lab.tasks.fetch.sync", errno.EIO), ("os.mkdir", errno.EROFS)]
+)
+def test_a_folder_that_can_not_be_written_to_is_one_line_and_nothing_is_lost(site, monkeypatch, tmp_path, step, number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    site.replies["/x.csv"] = [Reply(CSV)]
+    files = {f"{site.url}/x.csv": hashlib.sha256(CSV).hexdigest()}
+    monkeypatch.setitem(SOURCES, "ag", ("ag_news", files))
+    path = tmp_path / "ag_news" / "x.csv"
+    with monkeypatch.context() as m:
+        m.setattr(step, fail)
+        with pytest.raises(DataError, match=f"can't download .*/x.csv to {path} .*{os.strerror(number)}.*--data-dir"):
+            fetch.raw_file("ag", path.parent, "x.csv")
+    assert not path.exists() and fetch.raw_file("ag", path.parent, "x.csv").read_bytes() == CSV
+    assert sum(sent for _, _, sent in site.log) == len(CSV)  # what has come is not asked for again
+
+
+# ---------------------------------------------------------------------- proxies and certificates
+
+
+def test_a_proxy_of_the_environment_is_used(site, monkeypatch, tmp_path):
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", site.url)
+    url = "http://elsewhere.invalid/x.csv"
+    site.replies[url] = [Reply(CSV)]
+    download(url, tmp_path / "x.csv", hashlib.sha256(CSV).hexdigest())
+    assert (tmp_path / "x.csv").read_bytes() == CSV and site.log[0][0] == url
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs the command openssl, to make a certificate")
+def test_certificates_of_the_users_own_are_trusted(monkeypatch, tmp_path):
+    key, bundle, digest = tmp_path / "key.pem", tmp_path / "ca.pem", hashlib.sha256(CSV).hexdigest()
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
+    command += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {bundle}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(bundle, key)
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+    for name in (*names, "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    with serve(tls) as site:
+        site.replies["/x.csv"] = [Reply(CSV)]
+        for name in names:
+            with monkeypatch.context() as m:
+                m.setenv(name, str(bundle))
+                download(f"{site.url}/x.csv", tmp_path / name, digest)
+        with pytest.raises(OSError, match="certificate verify failed"):
+            download(f"{site.url}/x.csv", tmp_path / "none", digest)
+        monkeypatch.setenv("CURL_CA_BUNDLE", str(tmp_path / "missing.pem"))
+        with pytest.raises(DataError, match=r"CURL_CA_BUNDLE: .*missing.pem: No such file"):
+            download(f"{site.url}/x.csv", tmp_path / "none", digest)
+
+
+# ---------------------------------------------------------------------- CNN/DailyMail without its archives
+
+
+@pytest.fixture
+def cnn(site, monkeypatch, tmp_path, capsys):
+    """Its lists are there. The returned function sets the reply for each archive; what it gives is the error."""
+    files = {f"{site.url}/{Path(url).name}": digest for url, digest in SOURCES["cnn"][1].items()}
+    monkeypatch.setitem(SOURCES, "cnn", ("cnn_dailymail", files))
+    (tmp_path / "cnn_dailymail").mkdir()
+    for split in SPLITS:
+        (tmp_path / "cnn_dailymail" / f"all_{split}.txt").write_text("http://a/1\n")
+
+    def attempt(reply):
+        site.replies = {f"/{Path(url).name}": [reply] for url in files}
+        assert main(["cnn", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]) == 1
+        return capsys.readouterr().err
+
+    return attempt
+
+
+@pytest.mark.parametrize("reply", [Reply(b"", status=503), Reply(PAGE, type="text/html"), Reply(b"x"), Reply(b"")])
+def test_archives_that_may_come_another_time_need_no_recipe(cnn, reply):
+    assert cnn(reply).count("\n") == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_if_they_are_gone_the_lines_are_shown_that_make_the_csv_files(cnn, status, monkeypatch, tmp_path):
+    """The lines run, on a stand-in for the data set, and make the files that are read next."""
+    said = cnn(Reply(b"", status=status)).splitlines()
+    assert len(said) == 5 and str(status) in said[0] and "`pip install datasets`" in said[1]
+    rows = [{"article": 'An "article", by {me} .', "highlights": "One .\nTwo .", "id": "x"}]
     split = pytest.importorskip("datasets").Dataset.from_list(rows)
-    asked = []
-    load = lambda *names: asked.append(names) or {"train": split, "test": split, "validation": split}  # noqa: E731
-    monkeypatch.setattr("datasets.load_dataset", load)
-    exec("\n".join(line.strip() for line in said.splitlines()[1:]), {})
-    assert asked == [("abisee/cnn_dailymail", "3.0.0")] and {p.name for p in folder.iterdir()} >= {
-        "train.csv",
-        "test.csv",
-    }
+
+    def load_dataset(*names):
+        assert names == ("abisee/cnn_dailymail", "3.0.0")
+        return {"train": split, "test": split, "validation": split}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    exec("\n".join(said[2:]), {})
     (example,) = load_task("cnn", tmp_path, tmp_path / "cache").test
-    assert (example.context, example.answer) == ("An article .", "A line .")
+    assert (example.context, example.answer, example.id) == ('An "article", by {me} .', "One . Two .", "x")
 
 
 # ---------------------------------------------------------------------- wrong

@@ -4,14 +4,14 @@ import hashlib
 from functools import partial
 from pathlib import Path
 
-from lab.errors import DataError
 from lab.tasks.archives import content_of, tar_stream
 from lab.tasks.fetch import local_files, raw_file
 from lab.tasks.reading import SPLITS, decode, good_rows, one_line, read_csv_files, subsample, text_of
 
-RECIPE = """    import datasets
-    data = datasets.load_dataset("abisee/cnn_dailymail", "3.0.0")
-    [data[split].to_csv(f"{}/{{split}}.csv") for split in ("train", "test")]"""
+RECIPE = """or make train.csv and test.csv there with these lines, after `pip install datasets`:
+import datasets
+data = datasets.load_dataset("abisee/cnn_dailymail", "3.0.0")
+[data[split].to_csv({!r} + f"/{{split}}.csv") for split in ("train", "test")]"""
 ENDS = (".", "!", "?", "'", "`", '"', "’", "”", ")")  # of a sentence
 
 
@@ -19,12 +19,9 @@ def reader(task, folder):
     """From {train,test}.csv (`id,article,highlights`), else from lists of addresses and the two archives of stories."""
     if files := local_files(folder, [f"{split}.csv" for split in SPLITS]):
         return files, partial(read_csv_files, files, lambda split: csv_rows, header=True)
-    try:
-        lists = {split: raw_file(task, folder, f"all_{split}.txt") for split in SPLITS}
-        archives = [raw_file(task, folder, f"{paper}_stories.tgz") for paper in ("cnn", "dailymail")]
-    except DataError as e:
-        recipe = f"or, with `pip install datasets`, make train.csv and test.csv there:\n{RECIPE.format(folder)}"
-        raise DataError(f"{e}; {recipe}") from None
+    lists = {split: raw_file(task, folder, f"all_{split}.txt") for split in SPLITS}
+    instead = RECIPE.format(str(folder))
+    archives = [raw_file(task, folder, f"{paper}_stories.tgz", instead) for paper in ("cnn", "dailymail")]
 
     def read(sizes):
         drawn = {}  # 2% more than wanted: some stories of the public release have no article

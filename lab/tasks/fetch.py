@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import ssl
 import time
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
@@ -10,9 +11,10 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import certifi
 from tqdm import tqdm
 
-from lab.errors import DataError
+from lab.errors import DataError, LabError
 from lab.files import acquire, file_lock, release, sync
 from lab.tasks.archives import tar_stream
 
@@ -129,17 +131,20 @@ def local_files(folder: Path, names: list[str]) -> list[Path] | None:
     return None if missing else paths
 
 
-def raw_file(task: str, folder: Path, name: str) -> Path:
-    """A raw file: the user's own unchanged, or else downloaded and checked. Raises DataError."""
+def raw_file(task: str, folder: Path, name: str, instead: str = "") -> Path:
+    """A raw file: the user's own unchanged, or else downloaded and checked.
+
+    Raises DataError. It ends with the lines `instead` if the server does not have the file any more."""
     url, known = next((url, known) for url, known in SOURCES[task][1].items() if Path(url).name == name)
     path = folder / name
     if not path.is_file():
         try:
             download(url, path, known)
-        except (OSError, HTTPException, DataError) as e:
+        except (OSError, HTTPException, LabError) as e:
             wanted = f"its SHA-256 should be {known}" if isinstance(known, str) else f"it should have {known} bytes"
             hint = f"to work offline, put the file at {path} yourself, or name its folder with --data-dir"
-            raise DataError(f"{task}: can't download {url} to {path} ({e}); {wanted}; {hint}") from None
+            gone = f"\n{instead}" if instead and isinstance(e, HTTPError) and e.code in GONE else ""
+            raise DataError(f"{task}: can't download {url} to {path} ({e}); {wanted}; {hint}{gone}") from None
     return path
 
 
@@ -147,7 +152,7 @@ def download(url: str, path: Path, known: str | int) -> None:
     """Fetch url to path, which only a whole file with the right SHA-256 ever becomes.
 
     known: the SHA-256, or the size of an archive, which is then read through. An interrupted download leaves
-    `<path>.part`, and the next try continues it. Raises DataError, OSError, HTTPException."""
+    `<path>.part`, and the next try continues it. Raises LabError, OSError, HTTPException."""
     part = path.with_name(path.name + ".part")
     with one_at_a_time(path):
         if path.is_file():  # another process has fetched it while this one waited
@@ -165,60 +170,63 @@ def download(url: str, path: Path, known: str | int) -> None:
 
 WAITS = (1, 5, 25)  # seconds before each further try, where a server is busy or a connection breaks ...
 LONGEST_WAIT = 120  # ... or as many as the server asks for, up to this
-
-
-def receive(url: str, path: Path, part: Path) -> None:
-    """Append to `part` what it still lacks of url, in several tries if need be. `path` is only printed.
-
-    Raises DataError if what came is cut off, or not a file; OSError, HTTPException."""
-    for wait in (*WAITS, None):
-        try:
-            receive_once(url, path, part)
-            return
-        except (HTTPError, HTTPException, ConnectionError, TimeoutError, CutOff) as e:
-            busy = not isinstance(e, HTTPError) or e.code == 429 or e.code >= 500
-            asked = seconds_asked_for(e)
-            if wait is None or not busy or asked > LONGEST_WAIT:
-                raise
-            wait = max(wait, asked)
-            print(f"waiting  {wait:.0f} s before another try ({str(e) or type(e).__name__})", flush=True)
-            time.sleep(wait)
-
-
-def seconds_asked_for(e: Exception) -> float:
-    """The Retry-After of an HTTP error, seconds or a date, as seconds from now; 0 if it has none."""
-    text = (e.headers or {}).get("Retry-After") if isinstance(e, HTTPError) else None
-    if not text:
-        return 0.0
-    if text.strip().isdecimal():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+GONE = (401, 403, 404, 410, 451)  # how servers say that they do not have a file, or not for you
 
 
 class CutOff(DataError):
     """Fewer bytes came than were promised."""
 
 
-def receive_once(url: str, path: Path, part: Path) -> None:
-    """One try. `part` is deleted if it has no byte."""
+def receive(url: str, path: Path, part: Path) -> None:
+    """Append to `part` what it still lacks of url, in several tries if need be. `path` is only printed.
+
+    Raises DataError if what came is cut off, or not a file; OSError, HTTPException."""
+    version = {}
+    for wait in (*WAITS, None):
+        try:
+            return receive_once(url, path, part, version)
+        except (HTTPError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError, CutOff) as e:
+            asked = seconds_asked_for(e) if isinstance(e, HTTPError) else 0
+            refused = isinstance(e, HTTPError) and e.code != 429 and e.code < 500
+            if wait is None or refused or asked > LONGEST_WAIT:
+                raise
+            print(f"waiting  {max(wait, asked):.0f} s before another try ({str(e) or type(e).__name__})", flush=True)
+            time.sleep(max(wait, asked))
+
+
+def seconds_asked_for(e: HTTPError) -> float:
+    """An answer's Retry-After, which is a number of seconds or a date, as seconds from now; 0 if it has none."""
+    text = e.headers.get("Retry-After", "").strip()
+    try:
+        return float(text) if text.isdecimal() else parsedate_to_datetime(text).timestamp() - time.time()
+    except ValueError:
+        return 0
+
+
+def receive_once(url: str, path: Path, part: Path, version: dict[str, str]) -> None:
+    """One try. `part` is deleted if it has no byte.
+
+    version: a header that names the version of the file which `part` is of, as the try before has left it here, or {}.
+    If the file has changed, the server starts at its beginning."""
     try:
         with open(part, "ab") as f:
             have = f.seek(0, os.SEEK_END)
-            print(f"downloading {url} to {path}{f', from byte {have} on' if have else ''}")
-            request = Request(url, headers={"User-Agent": "l2kd"} | ({"Range": f"bytes={have}-"} if have else {}))
-            with urlopen(request, timeout=60) as reply:
+            print(f"downloading {url} to {path}{f', from byte {have} on' if have else ''}", flush=True)
+            headers = {"User-Agent": "l2kd"} | ({"Range": f"bytes={have}-"} | version if have else {})
+            with urlopen(Request(url, headers=headers), timeout=60, context=certificates()) as reply:
                 if url.startswith("https:") and not reply.url.startswith("https:"):
                     raise DataError(f"sent on to {reply.url}, which is not https")
                 if "html" in reply.headers.get("Content-Type", ""):
                     raise DataError("a web page came in place of the file; a log-in or an error page?")
                 if reply.status != 206:  # the server starts at the beginning
                     f.truncate(have := 0)
+                etag, date = reply.headers.get("ETag", "W/"), reply.headers.get("Last-Modified")
+                version.clear()
+                if name := date if etag.startswith("W/") else etag:  # W/: it may be the same for other bytes
+                    version["If-Range"] = name
                 total = -1 if reply.length is None else have + reply.length  # None: the server doesn't say
                 with tqdm(total=max(total, 0) or None, initial=have, unit="B", unit_scale=True, disable=None) as bar:
-                    while chunk := reply.read(2**20):
+                    while chunk := reply.read1(2**20):  # what has come, even if the connection breaks next
                         f.write(chunk)
                         bar.update(len(chunk))
         size = part.stat().st_size
@@ -232,6 +240,17 @@ def receive_once(url: str, path: Path, part: Path) -> None:
     finally:
         if part.is_file() and not part.stat().st_size:
             part.unlink()
+
+
+def certificates() -> ssl.SSLContext:
+    """Who is trusted: the system's or SSL_CERT_FILE's authorities, and certifi's or those of REQUESTS_CA_BUNDLE."""
+    context = ssl.create_default_context()
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or certifi.where()
+    try:
+        context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
+    except OSError as e:
+        raise DataError(f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE: {bundle}: {e.strerror or e}") from None
+    return context
 
 
 @contextmanager
@@ -249,17 +268,16 @@ def one_at_a_time(path: Path):
 
 
 def check_download(path: Path, known: str | int) -> None:
-    """Raises DataError for another SHA-256 or, where none is known, for another size, or if its two files lack."""
-    seen, size = sha256(path), path.stat().st_size
+    """Raises DataError for another SHA-256 or, where none is known, for another size or if it lacks its files."""
     if isinstance(known, int):
-        if size != known:
+        if (size := path.stat().st_size) != known:
             raise DataError(f"broken or changed: it has {size} bytes; deleted, the next try starts anew")
         with tar_stream(path) as tar:
             names = {Path(member.name).name for member in tar}
         if not {"train.csv", "test.csv"} <= names:
             raise DataError("the archive holds no train.csv and test.csv")
-        print(f"no checksum is known for it; its SHA-256 is {seen}")
-    elif seen != known:
+        print(f"no checksum is known for it; its SHA-256 is {sha256(path)}")
+    elif (seen := sha256(path)) != known:
         raise DataError(f"broken or changed: its SHA-256 is {seen}; deleted, the next try starts anew")
 
 
