@@ -2,6 +2,7 @@
 
 python -m pytest tests/test_prepare.py"""
 
+import errno
 import os
 import subprocess
 import sys
@@ -92,6 +93,46 @@ def test_prepared_files_are_there_whole_or_not_at_all(tmp_path, monkeypatch, ste
     assert prepare("woz", tmp_path, tmp_path / "cache").is_dir()
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_cache_on_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch, capsys, number):
+    def no_locks(*_):
+        raise OSError(number, "not here")
+
+    write_raw(tmp_path, "woz", good_rows("woz", 2))
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert main(["woz", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]) == 1
+    said = capsys.readouterr().err
+    assert f"--cache-dir {tmp_path / 'cache'}: can't be written to (" in said and said.count("\n") == 1
+    assert "this file system has no locks (not here); use a folder on another one" in said
+
+
+def state_rows(n, answers):
+    """n rows of WOZ in the interchange format; answers: some other ones, by row."""
+    rows = [{"context": "c", "question": "q", "answer": "a: b;", "meta": {"turn": f"en_0_{i}"}} for i in range(n)]
+    return [row | {"answer": answers.get(i, row["answer"])} for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("answer", ["leave at: 10:15;", "area: north", "area: north, area: south;", "not mentioned"])
+def test_answers_that_the_metric_can_not_read_are_refused_of_a_registered_task_too(tmp_path, capsys, answer):
+    """In the test split each of them, in the training split more than 1% of them."""
+    folder = tmp_path / "woz"
+    interchange(folder, state_rows(200, {}))
+    good = (folder / "test.jsonl").read_text()
+    for split, n_bad, refused in (("test", 1, True), ("train", 2, False), ("train", 3, True)):
+        interchange(folder, state_rows(200, dict.fromkeys(range(n_bad), answer)))
+        (folder / ("train.jsonl" if split == "test" else "test.jsonl")).write_text(good)
+        says = f"{folder}, {split} example 1: joint_goal_em can't read the answer {answer!r}: "
+        if refused:
+            with pytest.raises(DataError) as e:
+                prepare("woz", tmp_path, tmp_path / "cache")
+            assert str(e.value).startswith(says) and not (tmp_path / "cache").exists()
+        else:
+            prepare("woz", tmp_path, tmp_path / "cache")
+            said = capsys.readouterr().out
+            assert f"note     {says}" in said and "; 2 of 200 training answers can't be read, so what they" in said
+            (tmp_path / "cache").rename(tmp_path / "other")
+
+
 def test_two_processes_that_prepare_a_task_at_once_write_it_once(tmp_path, monkeypatch):
     """Both have read the raw files before either writes: whoever comes second finds the folder and leaves it."""
     write_raw(tmp_path, "woz", good_rows("woz", 2))
@@ -135,7 +176,7 @@ def test_a_file_of_the_users_own_is_said_to_be_one_and_a_known_file_is_not(tmp_p
         prepare("woz", tmp_path, tmp_path / "cache")
         said = [line for line in capsys.readouterr().out.splitlines() if "known" in line]
         assert said == [f"woz: {o} in {path.parent}: used as found, not the known public file" for o in own]
-    interchange(path.parent, [{"context": "c", "question": "q", "answer": "a", "meta": {"turn": "en_0_0"}}])
+    interchange(path.parent, [{"context": "c", "question": "q", "answer": "a: b;", "meta": {"turn": "en_0_0"}}])
     prepare("woz", tmp_path, tmp_path / "cache")
     assert f"woz: train.jsonl, test.jsonl in {path.parent}: used as found" in capsys.readouterr().out
 

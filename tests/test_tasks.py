@@ -143,7 +143,7 @@ FORM = {"sel": 0, "agg": 0, "conds": [[0, 0, "x"]]}
 )
 def test_a_test_example_without_what_its_metric_needs_is_named(tmp_path, task, good, bad):
     folder = tmp_path / {"sql": "wikisql"}.get(task, task)
-    answer = "select a from table where a = x"
+    answer = "a: x;" if task == "woz" else "select a from table where a = x"
     rows = [{"context": "c", "question": "q", "answer": answer, "meta": meta} for meta in (good, good, bad)]
     interchange(folder, rows)
     (folder / "task.json").write_text('{"metric": "lfem"}')

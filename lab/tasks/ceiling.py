@@ -50,18 +50,14 @@ def ceiling_line(task: Task, value: float) -> str:
 # ---------------------------------------------------------------------- answers that can't be read
 
 
-def check_answers(task: str, metric: str, rows: dict[str, list[dict]], place) -> None:
+def check_answers(metric: str, rows: dict[str, list[dict]], place) -> None:
     """Check by its metric the answers of a task. place(split, i): the text that says where row i is.
 
-    Raises DataError for a test answer that the metric can't read, and where an empty answer is always right. Training
-    answers that it can't read teach what is never scored: they are counted and printed; above 1% it is an error."""
-    test = [Example(**row) for row in rows["test"]]
-    for i, example in enumerate(test):
-        if why := unreadable(metric, example):
+    Raises DataError for a test answer that the metric can't read. Training answers that it can't read teach what is
+    never scored: they are counted and printed; above 1% it is an error."""
+    for i, row in enumerate(rows["test"]):
+        if why := unreadable(metric, Example(**row)):
             raise DataError(f"{place('test', i)}: {why}")
-    is_right = (0 < alone(metric, example, example.answer) == alone(metric, example, "") for example in test)
-    if any(example.answer.strip() for example in test) and all(is_right):
-        raise DataError(f"{task}: an empty answer is as good as each test answer, so {metric} would measure nothing")
     lost = [(i, why) for i, row in enumerate(rows["train"]) if (why := unreadable(metric, Example(**row)))]
     if lost:
         n, (first, why) = len(rows["train"]), lost[0]
@@ -69,6 +65,14 @@ def check_answers(task: str, metric: str, rows: dict[str, list[dict]], place) ->
         if 100 * len(lost) > n:
             raise DataError(f"{found}; more than 1%: write them as the metric reads them")
         print(f"note     {found}, so what they teach is not scored")
+
+
+def check_empty_answer(task: str, metric: str, rows: list[dict]) -> None:
+    """Raises DataError if an empty answer is right for each test row."""
+    test = [Example(**row) for row in rows]
+    is_right = (0 < alone(metric, example, example.answer) == alone(metric, example, "") for example in test)
+    if any(example.answer.strip() for example in test) and all(is_right):
+        raise DataError(f"{task}: an empty answer is as good as each test answer, so {metric} would measure nothing")
 
 
 def unreadable(metric: str, example: Example) -> str:

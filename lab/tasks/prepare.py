@@ -9,8 +9,9 @@ are not subsampled.
 import hashlib
 from pathlib import Path
 
-from lab.errors import DataError
+from lab.errors import DataError, RunError
 from lab.files import write_folder
+from lab.tasks.ceiling import check_answers
 from lab.tasks.fetch import SOURCES, local_files, one_at_a_time, sha256
 from lab.tasks.reading import SPLITS, read_task, write_rows
 from lab.tasks.table import TASKS
@@ -35,6 +36,7 @@ def prepare(task: str, data_dir: str | Path, cache_dir: str | Path) -> Path:
     rows = read(dict(zip(SPLITS, TASKS[task].sizes)))
     if empty := next((split for split in SPLITS if not rows.get(split)), None):
         raise DataError(f"{task}: no {empty} example in {', '.join(map(str, files))}")
+    check_answers(TASKS[task].metric, rows, lambda split, i: f"{raw}, {split} example {rows[split][i]['id']}")
 
     def fill(temporary: Path) -> None:
         temporary.mkdir()
@@ -45,8 +47,8 @@ def prepare(task: str, data_dir: str | Path, cache_dir: str | Path) -> Path:
         with one_at_a_time(folder):
             if not folder.is_dir():  # another process may have made it meanwhile
                 write_folder(folder, fill)
-    except OSError as e:
-        raise DataError(f"--cache-dir {cache_dir}: can't be written to ({e.strerror})") from None
+    except (OSError, RunError) as e:
+        raise DataError(f"--cache-dir {cache_dir}: can't be written to ({getattr(e, 'strerror', e)})") from None
     print(f"{task}: {sizes_text(task, rows)}")
     return folder
 

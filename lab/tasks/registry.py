@@ -11,7 +11,7 @@ from pathlib import Path
 from data import Example, Task
 from eval import METRICS
 from lab.errors import DataError
-from lab.tasks.ceiling import check_answers
+from lab.tasks.ceiling import check_answers, check_empty_answer
 from lab.tasks.prepare import prepare
 from lab.tasks.reading import jsonl_items, read_task, text_of
 from lab.tasks.table import TASKS
@@ -56,7 +56,8 @@ def load_task(entry: str, data_dir, cache_dir, limit: int = 0, multi_reference: 
         rows = read_task(prepare(name, data_dir, cache_dir), metric)
     else:
         rows = read_task(Path(entry), metric)
-        check_answers(entry, metric, rows, lambda split, i: line_of(Path(entry) / f"{split}.jsonl", i))
+        check_empty_answer(entry, metric, rows["test"])
+        check_answers(metric, rows, lambda split, i: line_of(Path(entry) / f"{split}.jsonl", i))
     train = [Example(**row) for row in rows["train"][: limit or None]]
     test = [Example(**row) for row in rows["test"][: limit or None]]
     return Task(name, metric, train, one_a_meaning(test) if multi_reference else without_references(test))
