@@ -221,7 +221,6 @@ def receive_once(url: str, path: Path, part: Path, version: dict[str, str]) -> N
                 if reply.status != 206:  # the server starts at the beginning
                     f.truncate(have := 0)
                 etag, date = reply.headers.get("ETag", "W/"), reply.headers.get("Last-Modified")
-                version.clear()
                 if name := date if etag.startswith("W/") else etag:  # W/: it may be the same for other bytes
                     version["If-Range"] = name
                 total = -1 if reply.length is None else have + reply.length  # None: the server doesn't say
