@@ -14,7 +14,7 @@ The labels are shifted here, once. No loss shifts anything.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import tiktoken
@@ -104,7 +104,7 @@ class Tokenizer:
 # ---------------------------------------------------------------------- an example -> two rows
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, frozen=True)
 class Sample:
     """Both rows of an example, how many tokens did not fit, and the example's id."""
 
@@ -224,15 +224,15 @@ class Group:
     process: int = 0  # which of several processes takes it
 
     def to(self, device) -> "Group":
-        tensors = (self.ids, self.supervised, self.labels, self.lm, self.replay, self.soft, self.hard)
-        return Group(self.rows, self.packing.to(device), *(move(x, device) for x in tensors), self.process)
+        names = ("ids", "supervised", "labels", "lm", "replay", "soft", "hard")
+        return replace(self, packing=self.packing.to(device), **{n: move(getattr(self, n), device) for n in names})
 
 
 def make_batch(samples, indices, n_current, lm=True, soft=False, layout=None) -> list[Group]:
     """Both rows of each sample in an update, without `lm` the QA row only, in groups of one forward pass each.
 
     samples: list of Sample, the `n_current` current ones first. soft: current tokens learn the teacher's distribution.
-    layout: a lab.fast.packing.Layout; how rows are grouped does not change the loss."""
+    layout: a lab.fast.packing.Layout; how rows are grouped changes dropout masks, but no weight of a token."""
     kinds = (False, True) if lm else (False,)
     rows = [Row(samples[i], kind, replay=i >= n_current) for i in indices for kind in kinds]
     groups = (layout or Layout()).groups([len(row.ids) for row in rows])

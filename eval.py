@@ -131,7 +131,7 @@ def parse_sql(text: str, header: list[str]) -> dict:
 
 def parse_conditions(text: str, columns: list[tuple[str, int]], header: list[str]) -> list[list]:
     """What stands behind `where` -> [[column, operator, value]]. The text is cut at every operator, and at every `and`
-    between two of them. Blanks in values don't count."""
+    between two of them. Spaces in values are ignored."""
     operators = re.findall("[=><]", text)
     pieces = [piece.strip() for piece in re.split("[=><]", text)]
     first, *middle, last = pieces if operators else pieces * 2

@@ -19,8 +19,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import IGNORE, Row, collate
+from data import IGNORE, Row, Sample, collate
 from lab.fast.chunked import Logits, Term, chunked_loss
+
+BLOCK = 4  # samples whose states a teacher computes together
 
 
 def nll(logits, targets):
@@ -56,8 +58,11 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
     ANS, which only LM rows have, counts `ans_weight` times, in the sum and in its divisor. An empty part adds nothing.
     """
     weights = [torch.where(group.labels == ans_id, ans_weight, 1.0).index_fill(0, group.soft, 1.0) for group in batch]
-    weights, lm, replay = map(torch.cat, (weights, [group.lm for group in batch], [group.replay for group in batch]))
-    part = lm + 2 * replay if rule == "added" else lm.long()  # the tokens of one part share a divisor
+    weights = torch.cat(weights)
+    lm = torch.cat([group.lm for group in batch])
+    replay = torch.cat([group.replay for group in batch])
+    # the tokens of one part share a divisor: 0 QA, 1 LM, and with `added` 2 and 3 for those that are replayed
+    part = lm + 2 * replay if rule == "added" else lm.long()
     divisor = weights.new_zeros(4).index_add(0, part, weights)
     weights = weights / divisor[part] * torch.where(lm, lm_lambda, 1.0)
     return weights.split([len(group.labels) for group in batch])
@@ -69,31 +74,46 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
 class Teacher:
     """A frozen model, whose distribution of the next word is the soft target.
 
-    It never changes, so its final hidden states at the supervised positions are computed when they are first asked for,
-    and remembered as far as `cache_bytes` go. Later epochs only multiply them with its head."""
+    It never changes, so its final hidden states at the supervised positions can be remembered. Later epochs only
+    multiply them with its head."""
 
-    def __init__(self, model, dtype=torch.float32, cache_bytes: int = 0):
+    def __init__(self, model, dtype=torch.float32):
         self.model = freeze(model, dtype)
-        self.cache, self.free_bytes = {}, cache_bytes  # (sample, whether its LM row) -> states
+        self.blocks, self.cache = {}, {}  # sample -> the rows of its block; (sample, whether its LM row) -> states
+
+    def remember(self, samples: list[Sample], lm: bool, most_bytes: int) -> None:
+        """Remember the states of these samples, as far as `most_bytes` go, once they have been asked for.
+
+        They are computed a block of samples at a time, always the same ones. So not a bit of them depends on the
+        batch in which they are needed first."""
+        number = self.model.config.n_embd * self.model.wte.weight.dtype.itemsize
+        for i in range(0, len(samples), BLOCK):
+            block = samples[i : i + BLOCK]
+            rows = [Row(sample, kind, replay=False) for sample in block for kind in ((False, True) if lm else (False,))]
+            most_bytes -= number * sum(label != IGNORE for row in rows for label in row.labels)
+            if most_bytes < 0:
+                break
+            self.blocks |= dict.fromkeys(block, rows)
 
     @torch.no_grad()
     def states(self, rows: list[Row]) -> torch.Tensor:
         """Its hidden states (S, C) at the supervised positions of rows, one row after another."""
-        computed = {}
-        if missing := [row for row in rows if (row.sample, row.lm) not in self.cache]:
-            group = collate(missing).to(self.model.device)
-            hidden = self.model.hidden(group.ids, group.packing.position, group.packing.attend)[0, group.supervised]
-            sizes = [sum(label != IGNORE for label in row.labels) for row in missing]
-            for row, states in zip(missing, hidden.to(self.model.wte.weight.dtype).split(sizes)):
-                computed[row.sample, row.lm] = states
-                self.remember(row, states)
-        found = ChainMap(computed, self.cache)
+        for row in rows:
+            if row.sample in self.blocks and (row.sample, row.lm) not in self.cache:
+                self.cache |= self.compute(self.blocks[row.sample])
+        found = ChainMap(self.cache, self.compute([row for row in rows if row.sample not in self.blocks]))
         return torch.cat([found[row.sample, row.lm] for row in rows])
 
-    def remember(self, row: Row, states: torch.Tensor) -> None:
-        if states.nbytes <= self.free_bytes:
-            self.cache[row.sample, row.lm] = states.clone()
-            self.free_bytes -= states.nbytes
+    def compute(self, rows: list[Row]) -> dict:
+        """(sample, whether its LM row) -> its states."""
+        if not rows:
+            return {}
+        group = collate(rows).to(self.model.device)
+        packing = group.packing
+        hidden = self.model.hidden(group.ids, packing.position, packing.within_rows(self.model.causal))
+        states = hidden[0, group.supervised].to(self.model.wte.weight.dtype)
+        sizes = [sum(label != IGNORE for label in row.labels) for row in rows]
+        return {(row.sample, row.lm): part for row, part in zip(rows, states.split(sizes))}
 
     def logits(self, group) -> Logits:
         """Its logits at the soft tokens of a group, which must be of current rows: it sees no others."""
@@ -137,7 +157,8 @@ def group_loss(student, teacher, group, weights, temperature, scale=1.0):
     are gathered at the supervised positions before they are multiplied with the head, so logits exist for the S
     supervised tokens only."""
     losses = terms(group, weights, teacher, temperature)  # before the student's activations fill the memory
-    hidden = student.hidden(group.ids, group.packing.position, group.packing.attend)[0, group.supervised]  # (S, C)
+    attend = group.packing.within_rows(student.causal)
+    hidden = student.hidden(group.ids, group.packing.position, attend)[0, group.supervised]  # (S, C)
     return chunked_loss(hidden, student.head(), losses, scale)
 
 

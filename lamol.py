@@ -22,7 +22,7 @@ from model import GPT
 
 @dataclass
 class PseudoSample:
-    """One sequence with its task token first: a replay sample, or the reason why it is none."""
+    """One sequence with its task token first: a replay sample, or why it was rejected."""
 
     task: str
     source: str  # "generated" by the student, or "real"
@@ -64,8 +64,9 @@ def top_k_sampler(k: int, n: int, steps: int, generator: torch.Generator, device
         values = at_least_float32(top_k_filter(values, size))
         cdf = values.softmax(dim=-1).cumsum(dim=-1)
         x = u[rows, t.clamp(max=steps - 1)].to(cdf.dtype) * cdf[:, -1]
-        at = torch.searchsorted(cdf, x[:, None], right=True).clamp(max=cdf.size(-1) - 1)
-        return ids.gather(1, at)[:, 0]
+        at = torch.searchsorted(cdf, x[:, None], right=True)
+        last = values.isfinite().sum(dim=-1, keepdim=True) - 1  # where rounding has made x the whole sum
+        return ids.gather(1, torch.minimum(at, last))[:, 0]
 
     return pick
 

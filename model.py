@@ -92,6 +92,8 @@ class GPT(nn.Module):
     """GPT-2. `model(ids)` gives the logits. `hidden` and `head` are its two halves, so that a loss can compute the
     logits of the tokens that it supervises, and of no others."""
 
+    causal = staticmethod(causal)  # lab/fast calls it for each block of rows
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config = replace(config)  # a copy, since growing must not change another model's

@@ -25,9 +25,9 @@ Algorithm 1, for each task m of the sequence (D_m its data, θ_T the teacher, θ
     Seq-KD         --kd seq           yes      yes      with the teacher's answers           the labels
     Seq-KD_soft    --kd seqsoft       yes      yes      with the teacher's answers           the teacher's distribution
 
-Lines 4 to 10 are implemented in `data.plan_epoch`. The default, --updates shuffled, merges them as the authors' code
-does: current and replay samples are shuffled together. --updates alternate is the algorithm to the letter, with batches
-in place of samples. `single` and `multitask` are no lifelong learning, but the other rows of Table 3.
+The order of lines 4 to 10 is planned by `data.plan_epoch`. The default, --updates shuffled, merges them as the authors'
+code does: current and replay samples are shuffled together. --updates alternate is the algorithm to the letter, with
+batches in place of samples. `single` and `multitask` are not lifelong learning; they are the other rows of Table 3.
 """
 
 import sys
@@ -43,9 +43,10 @@ from lab.run import Run, command_line
 
 
 def learning_rate(samples_seen, n_samples, epochs, lr, warmup_ratio):
-    """The rate of the next update: it rises over a share of the first epoch, then falls to 0 (the authors' schedule).
+    """The rate of the next update: it rises over a share of the first epoch, then falls, as in the authors' code.
 
-    It is counted in samples: n_samples are those of one epoch, current and replay. The first update's rate is 0."""
+    It is counted in samples: n_samples are those of one epoch, current and replay. With a warm-up the first update's
+    rate is 0. The last one's is not quite, since the fall begins after the warm-up."""
     warmup = int(warmup_ratio * n_samples)
     if warmup > 0 and samples_seen <= warmup:
         return lr * samples_seen / warmup
@@ -86,6 +87,8 @@ def learn(run, model, phase, current, replay=(), teacher=None, before_step=None)
     optimizer = build_optimizer(model, args)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
     one = torch.ones((), device=run.device)
+    if teacher:
+        teacher.remember(current, run.lm_rows, args.teacher_cache)
     progress = run.progress(phase, model, optimizer, scaler, samples)
     for _ in progress.epochs():
         model.train()
@@ -130,7 +133,7 @@ def get_teacher(run, task):
 
 
 def teacher_answers(run, teacher, task, stage):
-    """Section 2.2, Seq-KD: the task's samples with the teacher's answers, greedy or by beam search, for the data's.
+    """Section 2.2, Seq-KD: the task's samples, with each answer replaced by the teacher's, greedy or by beam search.
 
     Context and question stay the real ones. An answer that never stopped gets no EOS."""
     tok, samples, lines = run.tokenizer, [], []
@@ -161,7 +164,6 @@ def replay_samples(run, student, previous, n_new, task, stage):
                 samples += lamol.generated_samples(student, tok, old.name, n, run.max_len, args.top_k, generator)
     if samples:
         run.write_lines(stage, task, "pseudo.jsonl", [lamol.as_line(sample, tok) for sample in samples])
-    if samples:
         print(lamol.report(samples))
     elif previous and args.gamma > 0:
         few = f"γ · n = {args.gamma:g} · {n_new} is less than one sample for each of {len(previous)} earlier tasks"
@@ -181,7 +183,7 @@ def lifelong(run, before_step=None, after_stage=None):
     for m, task in run.stages(student):
         current, replay, teacher = run.samples[task.name], [], None
         if args.kd != "none":
-            teacher = kd.Teacher(get_teacher(run, task), run.dtype, args.teacher_cache)  # Alg. 1, line 1
+            teacher = kd.Teacher(get_teacher(run, task), run.dtype)  # Alg. 1, line 1
         if args.method == "lamol":
             replay = replay_samples(run, student, run.tasks[: m - 1], len(current), task, m)  # Alg. 1, line 2
         if args.kd in ("seq", "seqsoft"):

@@ -106,7 +106,7 @@ def test_a_teachers_clock_counts_what_it_computes_once(gpt2_tok):
     teacher = TimedTeacher(model_of(case), torch.float32)
     teacher.states(rows)
     assert teacher.seconds == 0.0  # nothing is remembered yet
-    teacher.free_bytes = 2**30
+    teacher.remember(examples, True, 2**30)
     first = teacher.states(rows)
     seconds = teacher.seconds
     assert seconds > 0 and teacher.states(rows).equal(first) and teacher.seconds == seconds

@@ -14,8 +14,8 @@ S, V, C = 37, 23, 8
 distance = partial(word_kd, temperature=2.0)
 
 
-def random(*shape, seed=0, dtype=torch.double, **options):
-    return torch.randn(shape, generator=seeded(seed), dtype=dtype).requires_grad_(**options)
+def random(*shape, seed=0, dtype=torch.double, requires_grad=False):
+    return torch.randn(shape, generator=seeded(seed), dtype=dtype).requires_grad_(requires_grad)
 
 
 @pytest.fixture
@@ -157,9 +157,13 @@ def test_what_a_chunked_loss_can_not_do_it_refuses():
         Term(everywhere, weights.clone().requires_grad_(), entropy, ()),
         Term(everywhere, weights, distance, (learned,)),
         Term(everywhere, weights, lambda logits, more: entropy(logits) * more, (learned[:, 0],)),
+        Term(everywhere, weights, distance, (Logits(hidden, random(V, C, seed=2)),)),
     ):
         with pytest.raises(ValueError, match="weights and targets of a chunked loss get no gradient: detach them"):
             chunked_loss(hidden, head, [hard(everywhere), term])
+    mean = lambda logits: entropy(logits).mean()  # noqa: E731  it would broadcast, and depend on the chunk's size
+    with pytest.raises(ValueError, match="a loss must give a number for each of 37 tokens"):
+        chunked_loss(hidden, head, [Term(everywhere, weights, mean, ())])
     loss, _ = chunked_loss(hidden, head, [hard(everywhere)])
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="gone after one backward pass"):

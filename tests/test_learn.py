@@ -157,7 +157,7 @@ def test_fifty_updates_have_the_losses_of_the_plain_way(tmp_path, soft):
     plain = copy.deepcopy(student)
     with Run(parse(options)) as r:
         args, current, replay = r.args, r.samples["toy.woz"], r.samples["toy.ag"][:10]
-        teacher = kd.Teacher(copy.deepcopy(taught_by), r.dtype, 10**6) if soft else None
+        teacher = kd.Teacher(copy.deepcopy(taught_by), r.dtype) if soft else None
         train.learn(r, student, Phase("student", 1, "toy.woz", args.epochs), current, replay, teacher)
         losses = [line["loss"] for line in read_jsonl(r.dir / "log.jsonl")]
 
@@ -251,15 +251,15 @@ def test_the_teachers_memory_changes_rounding_alone_and_is_bounded(lab, monkeypa
     teachers, init = [], kd.Teacher.__init__
     monkeypatch.setattr(kd.Teacher, "__init__", lambda self, *a: (teachers.append(self), init(self, *a))[1])
     losses, remembered = {}, {}
-    for cache in (10**9, 3000, 0):
+    for cache in (10**9, 60000, 0):
         teachers.clear()
         folder = run(lab, "--log-every", "1", "--runs-dir", f"{lab[5]}{cache}", "--teacher-cache", str(cache))
         losses[cache] = [x["loss"] for x in read_jsonl(folder / "log.jsonl") if x["phase"] == "student"]
         remembered[cache] = [sum(states.nbytes for states in t.cache.values()) for t in teachers]
-    for cache in (3000, 0):
+    for cache in (60000, 0):
         assert losses[cache] == pytest.approx(losses[10**9], rel=1e-4)
-    assert all(0 < n <= 3000 for n in remembered[3000]) and remembered[0] == [0, 0]
-    assert min(remembered[10**9]) > 3000
+    assert all(0 < n <= 60000 for n in remembered[60000]) and remembered[0] == [0, 0]
+    assert min(remembered[10**9]) > 60000
 
 
 def test_compile_compiles_every_block_that_learns(lab, tmp_path, monkeypatch, capsys):

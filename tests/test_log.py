@@ -77,7 +77,9 @@ def test_the_scalers_own_skips_do_not_stop_a_run_until_there_are_too_many(lab, m
     infinite = lambda *a: clip(*a) * (torch.inf if next(calls) == 3 else 1.0)  # noqa: E731
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", infinite)
     folder = run(lab, *options)
-    assert all(0 < line["grad_norm"] < 1e4 for line in read_jsonl(folder / "log.jsonl"))
+    norms = [line["grad_norm"] for line in read_jsonl(folder / "log.jsonl")]
+    norms = [norm for norm in norms if norm is not None]  # None: the scaler has skipped all updates of a line
+    assert len(norms) >= 2 and all(0 < norm < 1e4 for norm in norms)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a: clip(*a) * torch.inf)
     monkeypatch.setattr(torch.amp.GradScaler, "get_scale", lambda self: 0.5)
     assert "the gradient's norm is" in error(capsys, [*lab, *options, "--seed", "1"])

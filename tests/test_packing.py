@@ -8,6 +8,7 @@ from tiny import assert_close, gradients, prompts_of, seeded, tiny
 
 from lab.fast import packing as packing_file
 from lab.fast.packing import PADDING, Layout, Packing
+from model import causal
 
 LENGTHS = [[7], [5, 5, 5], [1, 9, 4], [20, 20, 19, 18, 17, 16, 15, 14, 13, 12, 3, 1], [40] * 3 + [2] * 20]
 
@@ -15,7 +16,9 @@ LENGTHS = [[7], [5, 5, 5], [1, 9, 4], [20, 20, 19, 18, 17, 16, 15, 14, 13, 12, 3
 def packed_hidden(model, rows):
     """The hidden states (N, C) of packed rows."""
     packing = Packing.of([len(row) for row in rows])
-    return model.hidden(torch.tensor([[i for row in rows for i in row]]), packing.position, packing.attend)[0]
+    return model.hidden(
+        torch.tensor([[i for row in rows for i in row]]), packing.position, packing.within_rows(model.causal)
+    )[0]
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
@@ -46,9 +49,9 @@ def test_attention_drops_weights_and_scales_the_others_to_keep_their_mean():
     qkv = torch.randn(3, 1, 2, 14, 8, generator=seeded(0))
     packing = Packing.of([6, 5, 3])
     torch.manual_seed(0)
-    mean = sum(packing.attend(qkv, 0.5) for _ in range(3000)) / 3000
-    torch.testing.assert_close(mean, packing.attend(qkv, 0.0), rtol=0, atol=0.1)
-    assert (packing.attend(qkv, 0.5) == 0).any()  # a first token has one weight only
+    mean = sum(packing.within_rows(causal)(qkv, 0.5) for _ in range(3000)) / 3000
+    torch.testing.assert_close(mean, packing.within_rows(causal)(qkv, 0.0), rtol=0, atol=0.1)
+    assert (packing.within_rows(causal)(qkv, 0.5) == 0).any()  # a first token has one weight only
 
 
 def test_padding_has_no_influence(monkeypatch):

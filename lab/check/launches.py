@@ -68,7 +68,8 @@ def update_launches(case: dict) -> dict:
     for sample in samples:
         for ids in (sample.qa_ids, sample.qa_labels, sample.lm_ids, sample.lm_labels):
             ids[:] = [i if i == IGNORE else i % NARROW.vocab_size for i in ids]
-    model, teacher = GPT(NARROW), kd.Teacher(GPT(NARROW), cache_bytes=2**31)
+    model, teacher = GPT(NARROW), kd.Teacher(GPT(NARROW))
+    teacher.remember(current, True, 2**31)
     optimizer = build_optimizer(model, Options(lr=1e-5))
     counts = dict.fromkeys(("groups", "forward", "backward", "optimizer"), 0)
     plan = plan_epoch(len(current), len(replay), size, "shuffled", torch.Generator().manual_seed(0))
@@ -77,7 +78,7 @@ def update_launches(case: dict) -> dict:
         weights = kd.token_weights(batch, "added", ans_id=NARROW.vocab_size)  # of which there is none
         for group, w in zip(batch, weights):
             if len(group.soft):
-                teacher.logits(group)  # its states are remembered from now on
+                teacher.logits(group)  # remembered from now on
             with Launches() as forward:
                 loss, _ = kd.group_loss(model, teacher, group, w, 2.0)
             with Launches() as backward:

@@ -1,11 +1,9 @@
 """The key-value cache: prompts are read into its rows, packed, and continued by one token a row and step."""
 
-from itertools import cycle
-
 import torch
 import torch.nn.functional as F
 
-from lab.fast.packing import Packing, move, padded_causal
+from lab.fast.packing import Packing, move
 
 PREFILL_TOKENS = {"cpu": 2**10, "cuda": 2**15}  # prompt tokens that go through the model at once
 
@@ -38,7 +36,6 @@ class KVCache:
         shape = (2, c.n_layer, rows, c.n_head, columns, c.n_embd // c.n_head)  # (2, L, B, H, columns, C/H)
         self.kv = torch.zeros(shape, dtype=self.dtype_of(model), device=model.device)
         self.length = torch.zeros(rows, dtype=torch.long, device=model.device)  # (B,)
-        self.layers = cycle(range(c.n_layer))  # the model asks for attention a layer at a time, in their order
 
     @staticmethod
     def dtype_of(model) -> torch.dtype:
@@ -67,20 +64,21 @@ class KVCache:
                 packing = Packing.of(lengths.tolist()).to(device)
                 ids = move(torch.tensor([[i for p in prompts[start:end] for i in p]]), device)  # (1, N)
                 at, last = move(torch.tensor([rows[start:end], (lengths.cumsum(0) - 1).tolist()]), device)
-                hidden.append(model.hidden(ids, packing.position, self.attend_to_prompts(packing, at))[0, last])
+                hidden.append(model.hidden(ids, packing.position, self.attend_to_prompts(model, packing, at))[0, last])
                 self.length[at] = move(lengths, device)
                 start = end
         return torch.cat(hidden)
 
-    def attend_to_prompts(self, packing: Packing, rows: torch.Tensor):
+    def attend_to_prompts(self, model, packing: Packing, rows: torch.Tensor):
         """The attention of packed prompts that also writes their keys and values into `rows` (b,)."""
+        layers = iter(range(model.config.n_layer))  # the model asks for attention a layer at a time, in their order
 
         def attend(qkv, dropout):
-            out, first, layer = [], 0, next(self.layers)
+            out, first, layer = [], 0, next(layers)
             for block, place in packing.padded_blocks(qkv):
                 _, R, _, T, _ = block.shape
                 self.kv[:, layer, rows[first : first + R], :, :T] = block[1:].to(self.kv.dtype)
-                out.append(packing.unpad(padded_causal(block, dropout), place))
+                out.append(packing.unpad(model.causal(block, dropout), place))
                 first += R
             return torch.cat(out).transpose(0, 1)[None]
 
@@ -96,6 +94,7 @@ class KVCache:
         self.mask = torch.zeros(hidden.shape, dtype=self.kv.dtype, device=hidden.device)
         self.mask = self.mask.masked_fill(hidden, -torch.inf)[:, None, None]  # (B, 1, 1, used), added to the scores
         self.length = self.length + 1
+        self.layers = iter(range(model.config.n_layer))
         return model.hidden(tokens[:, None], self.at[:, None], self.attend_to_cache)[:, 0]
 
     def attend_to_cache(self, qkv, dropout: float):

@@ -2,7 +2,7 @@
 
 Logits (S, V) of S supervised tokens over V = 50,304 words, their softmax and their gradient would take most of the
 memory of an update. Here a chunk of tokens has its logits computed, its loss taken and differentiated by autograd, and
-is forgotten again. What remains are the gradients of the hidden states (S, C) and of the head (V, C).
+is then discarded. What remains are the gradients of the hidden states (S, C) and of the head (V, C).
 """
 
 import ctypes
@@ -94,6 +94,8 @@ def loss_and_gradient(logits, term: Term, part: slice, scale):
     """The weighted losses (m,) of one chunk of a term, and their gradient in its logits (m, V), times `scale`."""
     with torch.enable_grad():
         losses = term.loss(at_least_float32(logits.requires_grad_()), *(target[part] for target in term.targets))
+        if losses.shape != term.weights[part].shape:
+            raise ValueError(f"a loss must give a number for each of {len(logits)} tokens, not {tuple(losses.shape)}")
         weighted = term.weights[part] * losses
         (grad,) = torch.autograd.grad(weighted.sum() * scale, logits)
     return weighted.detach(), grad
@@ -107,6 +109,7 @@ def chunked_loss(hidden, head, terms: list[Term], scale=1.0) -> tuple[torch.Tens
     scalar will be multiplied before `backward`. The gradients are made here already, and in float16 those of most
     words would be lost without it. Raises ValueError for weights or targets that need a gradient."""
     for term in terms:
-        if any(x.requires_grad for x in (term.weights, *term.targets) if torch.is_tensor(x)):
+        logits = [x for target in term.targets if isinstance(target, Logits) for x in (target.hidden, target.head)]
+        if any(x.requires_grad for x in (term.weights, *term.targets, *logits) if torch.is_tensor(x)):
             raise ValueError("weights and targets of a chunked loss get no gradient: detach them")
     return ChunkedLoss.apply(hidden, head, terms, torch.as_tensor(scale, device=hidden.device))

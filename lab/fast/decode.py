@@ -24,7 +24,7 @@ STEPS = {"cpu": 1, "cuda": 8}  # between two looks at which rows have ended, for
 
 
 def longest_first(model, prompts, limits) -> list[int]:
-    """The numbers of the prompts to which something is to come.
+    """The numbers of the prompts that need tokens, the longest first.
 
     Raises ValueError for an empty prompt, or one that does not fit into the context with its new tokens."""
     for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
@@ -41,14 +41,14 @@ def shared(model, prompts, limits, work: Callable) -> list[list[int]]:
     """work(numbers) gives {number: new tokens}. Each process decodes its share of the prompts, in evaluation mode."""
     processes = dist.get_world_size() if dist.is_initialized() else 1
     process = dist.get_rank() if dist.is_initialized() else 0
-    # with cuDNN's attention each new shape costs a plan of some 25 ms
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    was_training = model.training
+    was_training, cudnn = model.training, torch.backends.cuda.cudnn_sdp_enabled()
     model.eval()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # with cuDNN's attention each new shape costs a plan of some 25 ms
     try:
         found = work(longest_first(model, prompts, limits)[process::processes])
     finally:
         model.train(was_training)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
     out = [found.get(i, []) for i in range(len(prompts))]
     return all_gather(out) if processes > 1 else out
 
@@ -128,7 +128,7 @@ class Decoding:
         return max(len(self.prompts[i]) + min(n, self.limits[i]) for i, n in lengths)
 
     def used(self, more: int) -> int:
-        """The same, but one of few numbers."""
+        """The same, rounded up, so that kernels see few shapes."""
         multiple = of_device(MULTIPLE, self.model.device)
         return min(-(-self.needed(more) // multiple) * multiple, self.cache.columns)
 

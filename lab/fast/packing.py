@@ -5,10 +5,10 @@ attention treats each token alone, so it sees no padding at all; attention pads,
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 PADDING = 512  # tokens of padding in a block of attention that cost less than one more block
 # The most tokens of one forward pass, and the most entries of one head's attention matrices. A GPU's kernels never
@@ -25,7 +25,7 @@ def move(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 
 @dataclass
 class Packing:
-    """Where each token of a packed group stands. The attention of a packed group is `attend`.
+    """Where each token of a packed group stands. The attention of a packed group is `within_rows`.
 
     row 0    The dog .
     row 1    A   b   c  d     packed    The dog . A b c d
@@ -45,7 +45,7 @@ class Packing:
             if blocks:
                 tokens, R, T = blocks[-1]
                 tokens, R, T = tokens + n, R + 1, max(T, n)
-                if R * T - tokens <= max(PADDING, tokens // 3):  # then a quarter of the places, or few of them
+                if R * T - tokens <= max(PADDING, tokens // 3):  # at most a quarter of the block
                     blocks[-1] = tokens, R, T
                     continue
             blocks.append((n, 1, n))
@@ -61,11 +61,16 @@ class Packing:
         """How many tokens attention sees, padding included."""
         return sum(R * T for _, R, T in self.blocks)
 
-    @torch.compiler.disable  # the number of blocks changes from group to group
-    def attend(self, qkv, dropout: float):
-        """Causal attention within each row: queries, keys, values (3, 1, H, N, C/H) -> (1, H, N, C/H)."""
-        out = [self.unpad(padded_causal(block, dropout), place) for block, place in self.padded_blocks(qkv)]
-        return torch.cat(out).transpose(0, 1)[None]
+    def within_rows(self, causal: Callable) -> Callable:
+        """The attention of packed rows: `causal` of each block, whose padding is on the right, where no token looks."""
+
+        @torch.compiler.disable  # the number of blocks changes from group to group
+        def attend(qkv, dropout):
+            """Queries, keys, values (3, 1, H, N, C/H) -> (1, H, N, C/H)."""
+            out = [self.unpad(causal(block, dropout), place) for block, place in self.padded_blocks(qkv)]
+            return torch.cat(out).transpose(0, 1)[None]
+
+        return attend
 
     def padded_blocks(self, qkv):
         """Yield queries, keys and values of each block, (3, R, H, T, C/H) with zeros behind the rows, and the places of
@@ -81,12 +86,6 @@ class Packing:
         """(R, H, T, C/H) of a block -> (tokens, H, C/H)."""
         y = y.transpose(1, 2).flatten(0, 1)
         return y if len(y) == len(place) else y.index_select(0, place)
-
-
-def padded_causal(qkv, dropout: float):
-    """Causal attention of padded rows. Padding stands on the right, where no token looks."""
-    q, k, v = qkv
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
 
 @dataclass

@@ -77,7 +77,7 @@ def show_fast(model, tok, prompt) -> None:
     rows = [prompt, prompt[:5]]
     packing = Packing.of([len(row) for row in rows])
     ids = torch.tensor([[i for row in rows for i in row]])
-    packed = model.hidden(ids, packing.position, packing.attend)[0]
+    packed = model.hidden(ids, packing.position, packing.within_rows(model.causal))[0]
     apart = torch.cat([model.hidden(torch.tensor([row]))[0] for row in rows])
     print(f"packed: rows of {len(rows[0])} and {len(rows[1])} tokens as one of {len(packed)}:", end=" ")
     print(f"hidden states differ by {(packed - apart).abs().max():.0e} from those of each alone")
