@@ -12,7 +12,6 @@ The labels are shifted here, once. No loss shifts anything.
     python data.py     shows one example through all of it
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,8 +22,6 @@ import torch
 from lab.fast.packing import Layout, Packing, move
 
 IGNORE = -1  # the label of a position that is not supervised
-LONG_TEXT = 10**5  # characters
-LONG_RUN = re.compile(r"([^\S\x1c-\x1f]{1000,})(?=[^\S\x1c-\x1f])")  # white space, as Unicode and tiktoken define it
 SLOTS = 45  # GPT-2's 50,257 tokens + ANS + PAD + 45 task slots = 50,304
 
 
@@ -69,12 +66,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Stripped, with one leading blank, so that parts joined as ids stay apart as words."""
         text = text.strip()
-        if len(text) < LONG_TEXT:
-            return self.encoding.encode_ordinary(" " + text) if text else []
-        # a million blanks in a row exceed the stack of tiktoken's regex, for which all but the last are one piece
-        between, piece = self.encoding.encode_ordinary, self.encoding._encode_single_piece
-        parts = re.split(LONG_RUN, " " + text)  # text, run, text, ...
-        return [id for i, part in enumerate(parts) for id in (piece if i % 2 else between)(part)]
+        return self.encoding.encode_ordinary(" " + text) if text else []
 
     def decode(self, ids) -> str:
         """The exact text of ids, stripped. Ids without text (EOS, ANS, PAD, task tokens) decode to nothing."""
@@ -98,7 +90,7 @@ class Tokenizer:
         return self.slots[name]
 
     def is_task(self, id: int) -> bool:
-        return type(id) is int and self.first_slot <= id < self.n_vocab
+        return self.first_slot <= id < self.n_vocab
 
 
 # ---------------------------------------------------------------------- an example -> two rows

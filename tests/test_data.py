@@ -156,7 +156,7 @@ def test_a_new_task_takes_the_next_free_slot(tok):
     mine = tok.add_task("mine")
     assert mine == tok.first_slot + len(known) == tok.add_task("mine") == tok.task_id("mine")
     assert tok.slots == known | {"mine": mine}
-    assert tok.is_task(mine) and not any(map(tok.is_task, (tok.pad_id, tok.ans_id, tok.eos_id, tok.n_vocab, True, -1)))
+    assert tok.is_task(mine) and not any(map(tok.is_task, (tok.pad_id, tok.ans_id, tok.eos_id, tok.n_vocab, -1)))
     tok.slots = {"last": tok.n_vocab - 1, "first": tok.first_slot}  # as of another run
     assert tok.add_task("next") == tok.first_slot + 1
     for i in range(SLOTS - 3):

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiktoken
 
-import data
 from lab.errors import DataError, ModelFileError
 from lab.files import read_json
+from lab.run import vocabulary
 from lab.run.pretrained import NANO, read_config, tokenizer_of
 from lab.tasks import load_task
 from lab.tasks.registry import metric_of
@@ -21,10 +22,10 @@ SPACE = (" ", "\t", "\n", "\r\n", "\xa0", "\u3000", " \t\n", "\u2028\x85", "\x1c
 
 
 @pytest.mark.parametrize("space", SPACE)
-@pytest.mark.parametrize("vocabulary", ["nano", "gpt2"])
-def test_a_long_run_of_white_space_is_cut_as_tiktoken_would_encode_it(space, vocabulary, tok, request, monkeypatch):
-    tok = request.getfixturevalue("gpt2_tok") if vocabulary == "gpt2" else tok
-    monkeypatch.setattr(data, "LONG_TEXT", 0)
+@pytest.mark.parametrize("which", ["nano", "gpt2"])
+def test_a_long_run_of_white_space_is_cut_as_tiktoken_would_encode_it(space, which, tok, request, monkeypatch):
+    tok = request.getfixturevalue("gpt2_tok") if which == "gpt2" else tok
+    monkeypatch.setattr(vocabulary, "LONG_TEXT", 0)
     for n in (999, 1000, 1001, 1002, 2500):
         for text in (
             f"a{space * n}b",
@@ -32,11 +33,11 @@ def test_a_long_run_of_white_space_is_cut_as_tiktoken_would_encode_it(space, voc
             f"{space * n}x{space * n}",
             "a b",
         ):
-            assert tok.encode(text) == tok.encoding.encode_ordinary(" " + text.strip())
+            assert tok.encode(text) == tiktoken.Encoding.encode_ordinary(tok.encoding, " " + text.strip())
 
 
 def test_random_long_runs_are_cut_as_tiktoken_would_encode_them(gpt2_tok, monkeypatch):
-    monkeypatch.setattr(data, "LONG_TEXT", 0)
+    monkeypatch.setattr(vocabulary, "LONG_TEXT", 0)
     r, cut = random.Random(0), 0
     for _ in range(60):
         spaces, parts = r.sample(SPACE, 2), []
@@ -46,8 +47,8 @@ def test_random_long_runs_are_cut_as_tiktoken_would_encode_them(gpt2_tok, monkey
                 r.choice(("a", " b", "7", "!?", "\u4e2d")),
             ]
         text = "".join(["x", *parts])
-        cut += data.LONG_RUN.search(text) is not None
-        assert gpt2_tok.encode(text) == gpt2_tok.encoding.encode_ordinary(" " + text)
+        cut += vocabulary.LONG_RUN.search(text) is not None
+        assert gpt2_tok.encode(text) == tiktoken.Encoding.encode_ordinary(gpt2_tok.encoding, " " + text)
     assert cut > 20
 
 

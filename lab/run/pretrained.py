@@ -11,7 +11,6 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-import tiktoken
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,7 +19,7 @@ from data import Tokenizer
 from lab.errors import ModelFileError
 from lab.run import hub
 from lab.run.hub import DEFAULT_CACHE, PRETRAINED, WEIGHTS
-from lab.run.vocabulary import gpt2_tokenizer, is_own
+from lab.run.vocabulary import Encoding, gpt2_tokenizer, is_own
 from lab.tasks import TASKS
 from model import GPT, GPTConfig
 
@@ -80,7 +79,7 @@ def load_student(folder: str | Path) -> tuple[GPT, Tokenizer, dict]:
     slots, budgets = config.get("task_slots"), config.get("answer_budgets", {})
     if model.config.vocab_size != tokenizer.n_vocab:
         raise ModelFileError(f"{folder}: no model of a run: {model.config.vocab_size} tokens, not {tokenizer.n_vocab}")
-    if not isinstance(slots, dict) or not all(map(tokenizer.is_task, slots.values())):
+    if not isinstance(slots, dict) or not all(type(i) is int and tokenizer.is_task(i) for i in slots.values()):
         raise ModelFileError(f"{path}: no model of a run: it has no task_slots with a token for each task")
     longest = model.config.n_positions
     numbers = [config.get("max_len", longest), *(budgets.values() if isinstance(budgets, dict) else [0])]
@@ -232,7 +231,7 @@ def nano_tokenizer() -> Tokenizer:
     lines = NANO_VOCABULARY.read_text(encoding="ascii").splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
     special = {"<|endoftext|>": len(ranks)}
-    encoding = tiktoken.Encoding("nano", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    encoding = Encoding("nano", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
     return Tokenizer(encoding, TASKS)
 
 

@@ -7,6 +7,7 @@ file alone is the vocabulary.
 import hashlib
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,19 @@ from lab.tasks import TASKS
 TIKTOKEN = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # from where tiktoken downloads it
 TIKTOKEN_FILES = ("vocab.bpe", "encoder.json")
 END = "<|endoftext|>"
+LONG_TEXT = 10**5  # characters
+LONG_RUN = re.compile(r"([^\S\x1c-\x1f]{1000,})(?=[^\S\x1c-\x1f])")  # white space, as Unicode and tiktoken define it
+
+
+class Encoding(tiktoken.Encoding):
+    """tiktoken's, but for a million blanks in a row, which exceed the stack of its regex."""
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        if len(text) < LONG_TEXT:
+            return super().encode_ordinary(text)
+        parts = re.split(LONG_RUN, text)  # text, run, text, ...; a run, but for its last blank, is one piece
+        encode = super().encode_ordinary, self._encode_single_piece
+        return [id for i, part in enumerate(parts) for id in encode[i % 2](part)]
 
 
 def gpt2_tokenizer() -> Tokenizer:
@@ -54,16 +68,18 @@ def in_tiktoken_cache() -> bool:
     return all(Path(folder, tiktoken_name(file)).is_file() for file in TIKTOKEN_FILES)
 
 
-def from_tiktoken() -> tiktoken.Encoding:
-    return tiktoken.get_encoding("gpt2")
+def from_tiktoken() -> Encoding:
+    gpt2 = tiktoken.get_encoding("gpt2")
+    ranks, special = gpt2._mergeable_ranks, gpt2._special_tokens
+    return Encoding("gpt2", pat_str=gpt2._pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
-def from_hub() -> tiktoken.Encoding:
+def from_hub() -> Encoding:
     vocabulary = json.loads(hub.pinned_vocabulary().read_text(encoding="utf-8"))
     byte_of = {letter: byte for byte, letter in letters().items()}
     special = {END: vocabulary.pop(END)}
     ranks = {bytes(byte_of[letter] for letter in token): rank for token, rank in vocabulary.items()}
-    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+    return Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
 def letters() -> dict[int, str]:
