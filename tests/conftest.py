@@ -78,3 +78,8 @@ def lab(tmp_path):
     order = f"{tmp_path / 'colors'},{tmp_path / 'sizes'}"
     common = ["--order", order, "--model", "nano", "--runs-dir", str(tmp_path / "runs"), "--max-len", "48"]
     return [*common, "--epochs", "2", "--gamma", "0.5", "--device", "cpu", "--no-eval-every-epoch"]
+
+
+def pytest_collection_modifyitems(items):
+    """The notebook first: it takes the longest, and would run alone at the end."""
+    items.sort(key=lambda item: "test_notebook" not in item.nodeid)
