@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -151,8 +151,9 @@ def key_of(value) -> str:
 
 def file_lock(path: Path) -> FileLock:
     """A lock, not yet acquired. A process that dies releases it. Raises RunError where no regular file can be."""
-    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        raise RunError(f"{path} is a link or a device, not a file to lock; remove it")
+    with suppress(FileNotFoundError):  # it may also be deleted at this moment
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise RunError(f"{path} is a link or a device, not a file to lock; remove it")
     return FileLock(path, fallback_to_soft=False)
 
 

@@ -7,7 +7,19 @@ import stat
 import pytest
 
 from lab.errors import DataError, LabError, ModelFileError, RunError
-from lab.files import append_jsonl, read_json, read_jsonl, sync, write_folder, write_json, write_jsonl, write_text
+from lab.files import (
+    acquire,
+    append_jsonl,
+    file_lock,
+    read_json,
+    read_jsonl,
+    release,
+    sync,
+    write_folder,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 
 
 def of(*names):
@@ -115,3 +127,20 @@ def test_a_pipe_in_place_of_a_json_file_is_not_waited_for(tmp_path):
 def test_every_error_of_the_project_is_one_kind():
     assert all(issubclass(error, LabError) for error in (DataError, ModelFileError, RunError))
     assert issubclass(LabError, ValueError)
+
+
+def test_a_lock_file_may_be_deleted_while_it_is_looked_at(tmp_path, monkeypatch):
+    """By whoever releases it."""
+    path, lstat = tmp_path / "lock", os.lstat
+    path.touch()
+
+    def gone(name, **options):
+        path.unlink(missing_ok=True)
+        return lstat(name, **options)
+
+    monkeypatch.setattr(os, "lstat", gone)
+    lock = file_lock(path)
+    monkeypatch.undo()
+    assert acquire(lock, wait=False)
+    release(lock)
+    assert not path.exists()
