@@ -1,7 +1,7 @@
 """How the tiny vocabulary and the tiny pretrained GPT-2 in lab/assets/ were made.
 
     python -m lab.nano --vocabulary     lab/assets/nano.tiktoken: 4,000 byte-pair tokens; EOS comes on top
-    python -m lab.nano --pretrain       lab/assets/nano/: a GPT-2 of @SIZE@ parameters
+    python -m lab.nano --pretrain       lab/assets/nano/: a GPT-2 of 1.3M parameters
 
 The vocabulary is learned on toy grammars and on training text of the paper's tasks. The weights never see a task's
 training or test rows: they learn from other draws of the toy grammars, from repeated spans, and from general English,
@@ -89,7 +89,7 @@ def training_files(data_dir: Path) -> dict[str, str]:
 
 # ---------------------------------------------------------------------- what the model is pretrained on
 
-SHAPE = GPTConfig(vocab_size=4001, n_positions=256, n_embd=128, n_layer=5, n_head=4)
+SHAPE = GPTConfig(vocab_size=4001, n_positions=256, n_embd=128, n_layer=4, n_head=4)
 STEPS, TOKENS, LENGTHS = 12000, 2048, (64, 64, 128, 256)  # updates, tokens of an update, lengths of its rows
 SHARES = {"grammar text": 1, "English": 2, "repeated spans": 1}  # quarters of each update's rows
 LR, WARMUP = 2e-3, 100
@@ -248,7 +248,7 @@ def main(argv=None) -> int:
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--vocabulary", action="store_true", help="learn the vocabulary")
-    what.add_argument("--pretrain", action="store_true", help="pretrain the model (@MINUTES@ minutes on 2 cores)")
+    what.add_argument("--pretrain", action="store_true", help="pretrain the model (about an hour on one core)")
     parser.add_argument("--out", default=str(ASSETS), help="folder for what is made (default %(default)s)")
     parser.add_argument("--data-dir", default="~/.cache/l2kd/raw", help="--vocabulary: raw data, as train.py's option")
     parser.add_argument("--cache-dir", default=DEFAULT_CACHE, help="--vocabulary: prepared data, as train.py's option")
