@@ -51,7 +51,7 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
     The loss of a batch is Σ weight · ℓ over its tokens, with ℓ the NLL or the KD of a token:
 
         L = L_QA + λ · L_LM,  and for each row kind s
-        joint   L_s = ( Σ_current ℓ + Σ_replay NLL ) / (all tokens of s)                 the paper's sum over samples
+        joint   L_s = ( Σ_current ℓ + Σ_replay NLL ) / (all tokens of s)                 the paper's sum, as a mean
         added   L_s = Σ_current ℓ / (current tokens of s) + Σ_replay NLL / (replay tokens of s)
 
     In the authors' code `added` is the rule of Word-KD and Seq-KD_soft, `joint` that of all else. A hard target that is

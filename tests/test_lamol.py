@@ -94,6 +94,16 @@ def test_each_row_and_step_has_a_random_number_of_its_own():
     )
 
 
+def test_a_word_that_is_not_among_the_likeliest_is_never_sampled(monkeypatch):
+    """Not even where the random number is rounded to 1."""
+    almost_one = torch.full((9,), 1 - 2**-40, dtype=torch.double)
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: almost_one)
+    pick = top_k_sampler(2, 1, 9, seeded(0))
+    monkeypatch.undo()
+    logits = torch.tensor([[3.0, 1.0, 2.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0]])
+    assert pick(logits, torch.tensor([0]), torch.tensor([4])).tolist() == [2]
+
+
 # ---------------------------------------------------------------------- what is a sample
 
 

@@ -91,7 +91,7 @@ class Packing:
 @dataclass
 class Layout:
     """How the rows of a batch are cut into groups, each of one forward pass. A layout changes speed, memory and dropout
-    masks, but not the loss: normalisers are those of the whole batch."""
+    masks, but no weight of a token: normalisers are those of the whole batch."""
 
     device: str = "cpu"  # its type: cpu, cuda, ...
     rows: int = 0  # the most rows of a group; 0: no limit
