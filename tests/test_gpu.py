@@ -88,6 +88,7 @@ def test_decoding_does_without_cudnns_attention(beams, monkeypatch):
             decode(model, prompts_of([3, 5]), [4, 4], -1, likeliest)
         else:
             beam_search(model, prompts_of([3, 5]), [4, 4], 0, beams)
+        assert torch.backends.cuda.cudnn_sdp_enabled()  # training has it again
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
     assert len(seen) > 1 and not any(seen)
