@@ -54,6 +54,16 @@ def test_a_folder_is_a_task_and_its_last_line_counts(tmp_path):
     assert (few.train, few.test) == (task.train[:2], task.test[:2])
 
 
+def test_training_examples_are_drawn_at_random_the_same_ones_each_time_and_the_test_split_stays_whole(tmp_path):
+    entry = own_task(tmp_path / "mine", [(f"c{i}", "q", "a") for i in range(50)])
+    whole, few, again = (load_task(entry, "", "", train_examples=n) for n in (0, 10, 10))
+    places = [whole.train.index(e) for e in few.train]
+    assert len(places) == 10 and places == sorted(set(places)) and places[-1] >= 20  # not the first ones
+    assert few.train == again.train and few.test == whole.test and len(whole.test) == 50
+    assert load_task(entry, "", "", train_examples=50).train == whole.train
+    assert load_task(entry, "", "", train_examples=99).train == whole.train
+
+
 def test_unknown_tasks_and_unfit_folder_names_are_refused(tmp_path):
     for entry in ("wozz", "", "x" * 5000, "a\0b"):
         with pytest.raises(ValueError, match=r"unknown task .*: known are woz, sql, .*, yahoo, or a folder"):

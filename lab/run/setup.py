@@ -29,7 +29,7 @@ def load(run) -> str:
         raise RunError("--compile: needs a C++ compiler; install g++, or name one in the variable CXX")
     load_models(run)
     run.tasks = [
-        load_task(entry, args.data_dir, args.cache_dir, args.limit, args.multi_reference)
+        load_task(entry, args.data_dir, args.cache_dir, args.limit, args.multi_reference, args.train_examples)
         for entry in args.order.split(",")
     ]
     run.ceiling = {task.name: round(ceiling(task, args.cache_dir), 4) for task in run.tasks}

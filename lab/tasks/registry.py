@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 from data import Example, Task
 from eval import METRICS
@@ -40,9 +41,12 @@ def task_name(entry: str) -> str:
     return name
 
 
-def load_task(entry: str, data_dir, cache_dir, limit: int = 0, multi_reference: bool = False) -> Task:
+def load_task(
+    entry: str, data_dir, cache_dir, limit: int = 0, multi_reference: bool = False, train_examples: int = 0
+) -> Task:
     """The task behind an entry, each split cut to its first `limit` examples (0: all).
 
+    train_examples: so many training examples are drawn, the same ones in every run, and keep their order (0: all).
     A test example may have `references` in its meta: all answers that the data hold for its context and question.
     With `multi_reference` they stay, and one example for each (context, question) stands for all; without, each
     example is scored against its own answer. Raises ValueError for an unknown entry, DataError for broken data."""
@@ -58,9 +62,16 @@ def load_task(entry: str, data_dir, cache_dir, limit: int = 0, multi_reference: 
         rows = read_task(Path(entry), metric)
         check_empty_answer(entry, metric, rows["test"])
         check_answers(metric, rows, lambda split, i: line_of(Path(entry) / f"{split}.jsonl", i))
-    train = [Example(**row) for row in rows["train"][: limit or None]]
+    train = drawn([Example(**row) for row in rows["train"][: limit or None]], train_examples)
     test = [Example(**row) for row in rows["test"][: limit or None]]
     return Task(name, metric, train, one_a_meaning(test) if multi_reference else without_references(test))
+
+
+def drawn(examples: list[Example], n: int) -> list[Example]:
+    """n of the examples, drawn without replacement; all of them if n is 0 or there are no more."""
+    if not 0 < n < len(examples):
+        return examples
+    return [examples[i] for i in sorted(Random(0).sample(range(len(examples)), n))]
 
 
 def line_of(path: Path, i: int) -> str:
