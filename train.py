@@ -53,6 +53,14 @@ def learning_rate(samples_seen, n_samples, epochs, lr, warmup_ratio):
     return lr * (n_samples * epochs - (samples_seen - warmup)) / (n_samples * epochs)
 
 
+def annealed(first, last, epoch, epochs):
+    """The temperature of an epoch, which are counted from 1: it goes from `first` to `last` by equal steps.
+
+    The paper's is constant. To begin with soft targets and to end with sharp ones is the idea of Annealing-KD (Jafari
+    et al., EACL 2021)."""
+    return first + (last - first) * (epoch - 1) / max(epochs - 1, 1)
+
+
 def batch_size(n: int) -> int:
     """How many samples an update has; n counts current and replay samples. In the authors' code GPU memory bounds it
     further."""
@@ -90,8 +98,9 @@ def learn(run, model, phase, current, replay=(), teacher=None, before_step=None)
     if teacher:
         teacher.remember(current, run.lm_rows, args.teacher_cache)
     progress = run.progress(phase, model, optimizer, scaler, samples)
-    for _ in progress.epochs():
+    for epoch in progress.epochs():
         model.train()
+        temperature = annealed(args.temperature, args.last_temperature or args.temperature, epoch, phase.epochs)
         # which samples are in which update (Alg. 1, lines 4, 7, 8)
         plan = plan_epoch(len(current), len(replay), size, args.updates, progress.generator_for("batches"))
         for indices in progress.updates(plan):
@@ -101,7 +110,7 @@ def learn(run, model, phase, current, replay=(), teacher=None, before_step=None)
             for group, w in run.own_groups(batch, weights):
                 with run.autocast():
                     # the chunked loss makes its gradients at once, so it must know the loss scale, too
-                    loss, parts = kd.group_loss(model, teacher, group, w, args.temperature, scaler.scale(one))
+                    loss, parts = kd.group_loss(model, teacher, group, w, temperature, scaler.scale(one))
                 scaler.scale(loss).backward()
                 progress.add(group, parts)
             run.sum_gradients(model)
@@ -115,7 +124,7 @@ def learn(run, model, phase, current, replay=(), teacher=None, before_step=None)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             # ------------------------------------------------------------
-            progress.end_update(grad_norm=norm, lr=lr, temperature=args.temperature)
+            progress.end_update(grad_norm=norm, lr=lr, temperature=temperature)
     model.eval()
 
 

@@ -224,6 +224,20 @@ def test_an_update_is_made_in_training_mode_with_the_options_that_were_given(lab
     assert asked["weights"] == {("added", 7.0, 0.5)} and asked["top_k"] == {9}
 
 
+def test_the_temperature_is_annealed_by_equal_steps_over_the_epochs_of_a_task():
+    assert [train.annealed(4, 1, epoch, 4) for epoch in (1, 2, 3, 4)] == [4, 3, 2, 1]
+    assert [train.annealed(2, 2, epoch, 9) for epoch in range(1, 10)] == [2] * 9
+    assert train.annealed(4, 1, 1, 1) == 4
+
+
+def test_each_epoch_of_each_task_is_distilled_at_its_own_temperature(lab):
+    folder = run(lab, "--kd", "word", "--epochs", "3", "--temperature", "4", "--last-temperature", "2")
+    lines = [line for line in read_jsonl(folder / "log.jsonl") if line["phase"] == "student"]
+    assert {(line["task"], line["epoch"], line["temperature"]) for line in lines} == {
+        (task, epoch, temperature) for task in ("colors", "sizes") for epoch, temperature in ((1, 4), (2, 3), (3, 2))
+    }
+
+
 def test_a_micro_batch_bounds_the_examples_at_once_and_changes_rounding_alone(lab, tmp_path, monkeypatch):
     losses, rows, group_loss = {}, {}, kd.group_loss
     model = without_dropout_folder(tmp_path)

@@ -166,7 +166,8 @@ PLAIN = {
     "multitask": Options(order="woz,sql", method="multitask"),
 }
 REPLAY = {"replay", "replay_loss", "updates", "top_k"}
-SOFT, TEACHER, LM = {"temperature", "teacher_cache"}, {"teacher_model", "teachers"}, {"lm_lambda", "ans_weight"}
+SOFT = {"temperature", "last_temperature", "teacher_cache"}
+TEACHER, LM = {"teacher_model", "teachers"}, {"lm_lambda", "ans_weight"}
 UNUSED = {
     "word": {"kd_beam"},
     "seq": SOFT,

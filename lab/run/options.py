@@ -94,6 +94,8 @@ class Options:
     updates: str = option("shuffled", "current and replay samples in an epoch: mixed, or in turn",
         ("shuffled", "alternate"), unused=no_replay)
     temperature: float = option(2.0, "of the distillation", unused=no_soft_targets, positive=True)
+    last_temperature: float = option(0, "of a task's last epoch: --temperature is annealed to it by equal steps;"
+        " default 0: it stays the same", unused=no_soft_targets)
     top_k: int = option(20, "pseudo-data are sampled from the k likeliest words",
         unused=lambda o: no_replay(o) or o.replay == "real", positive=True)
     lm_lambda: float = option(0.25, "λ: the weight of the LM loss; the QA loss has 1",
