@@ -258,7 +258,7 @@ class Trap:
     [
         (lambda w: w.pop("transformer.ln_f.bias"), "key 'ln_f.bias' is missing"),
         (lambda w: w.update({"transformer.wpe.weight": torch.zeros(5, 128)}), "'wpe.weight' has shape (5, 128)"),
-        (lambda w: w.update({"lm_head.weight": torch.zeros(1048, 128)}), "'lm_head.weight' differs"),
+        (lambda w: w.update({"lm_head.weight": torch.zeros(4048, 128)}), "'lm_head.weight' differs"),
         (lambda w: w.update({"transformer.h.0.attn.q": torch.zeros(1)}), "unknown key 'h.0.attn.q'"),
         (lambda w: w.pop("transformer.h.0.ln_1.weight"), "key 'h.0.ln_1.weight' is missing"),
         (lambda w: w.update({"transformer.h.4.ln_1.weight": torch.zeros(128)}), "unknown key 'h.4.ln_1.weight'"),
@@ -277,8 +277,8 @@ def test_a_wrong_weight_file_is_refused_by_its_name_and_that_of_the_key(folder, 
         ({"n_layer": "2"}, "n_layer must be a positive number"),
         ({"n_layer": 10**7}, "n_layer = 10000000"),
         ({"n_layer": 5}, "key 'h.4.ln_1.weight' is missing"),
-        ({"vocab_size": 2**23}, "'wte.weight' has shape (1048, 128), but the config needs (8388608, 128)"),
-        ({"n_embd": 2**22}, "the config needs (1048, 4194304)"),
+        ({"vocab_size": 2**23}, "'wte.weight' has shape (4048, 128), but the config needs (8388608, 128)"),
+        ({"n_embd": 2**22}, "the config needs (4048, 4194304)"),
         ({"n_embd": 2**25}, "n_embd must be a positive number"),
         ({"n_positions": True}, "n_positions must be a positive number"),
         ({"n_head": None}, "n_head must be a positive number"),
@@ -335,8 +335,8 @@ def test_broken_and_missing_files_are_refused_by_name(folder, name, content, tex
 
 def test_the_vocabulary_grows_by_ans_pad_and_the_task_slots_once(tmp_path):
     model, tokenizer = pretrained("nano")
-    assert model.config.vocab_size == tokenizer.n_vocab == 1001 + 47
-    assert torch.equal(model.wte.weight[:1001], load_gpt(NANO).wte.weight)
+    assert model.config.vocab_size == tokenizer.n_vocab == 4001 + 47
+    assert torch.equal(model.wte.weight[:4001], load_gpt(NANO).wte.weight)
     save_gpt(model, tmp_path, tokenizer="nano", task_slots={})
     assert same(pretrained(tmp_path)[0].state_dict(), model.state_dict())
 
@@ -364,7 +364,7 @@ def test_rows_beyond_the_vocabulary_are_padding_unless_a_run_has_made_them(rows,
 
 def test_a_vocabulary_that_is_not_its_tokenizers_is_refused(tmp_path):
     save_gpt(GPT(GPTConfig(500, 8, 4, 1, 1)), tmp_path, tokenizer="nano")
-    with pytest.raises(ModelFileError, match=f"{tmp_path}: the model has 500 tokens, but its tokenizer has 1001"):
+    with pytest.raises(ModelFileError, match=f"{tmp_path}: the model has 500 tokens, but its tokenizer has 4001"):
         pretrained(tmp_path)
 
 
@@ -382,9 +382,9 @@ def test_a_student_comes_back_with_its_slots_and_config(tmp_path):
     "changes, text",
     [
         ({"task_slots": None}, "has no task_slots"),
-        ({"task_slots": [1003]}, "has no task_slots"),
+        ({"task_slots": [4003]}, "has no task_slots"),
         ({"task_slots": {"a": 5}}, "has no task_slots"),
-        ({"task_slots": {"a": "1003"}}, "has no task_slots"),
+        ({"task_slots": {"a": "4003"}}, "has no task_slots"),
         ({"max_len": 0}, "must be numbers from 1 to 256"),
         ({"max_len": 10**9}, "must be numbers from 1 to 256"),
         ({"answer_budgets": {"a": 2.5}}, "must be numbers from 1 to 256"),
@@ -395,12 +395,12 @@ def test_a_student_comes_back_with_its_slots_and_config(tmp_path):
     ids=str,
 )
 def test_a_students_config_that_lies_is_refused_by_name(folder, changes, text):
-    change_config(folder, **{"task_slots": {"toy.woz": 1006}} | changes)
+    change_config(folder, **{"task_slots": {"toy.woz": 4006}} | changes)
     with pytest.raises(ModelFileError, match=re.escape(text)) as e:
         load_student(folder)
     assert str(folder / "config.json") in str(e.value)
 
 
 def test_a_model_without_task_slots_is_no_student():
-    with pytest.raises(ModelFileError, match="no model of a run: 1001 tokens, not 1048"):
+    with pytest.raises(ModelFileError, match="no model of a run: 4001 tokens, not 4048"):
         load_student(NANO)

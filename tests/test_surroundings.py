@@ -71,7 +71,7 @@ def test_own_tasks_take_a_registered_slot_only_when_no_other_is_free():
     assert {name: first[name] for name in TASKS} == registered
     assert add_all(["yahoo", "dbpedia", *OWN[:28]])["own27"] == registered["amazon"]  # the last one that is idle
     plain = Tokenizer(nano_tokenizer().encoding)
-    assert [plain.add_task(name) for name in ("b", "a", "b")] == [1003, 1004, 1003]
+    assert [plain.add_task(name) for name in ("b", "a", "b")] == [4003, 4004, 4003]
 
 
 @pytest.fixture

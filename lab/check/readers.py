@@ -164,12 +164,12 @@ def own_tasks() -> list[Reader]:
 
 
 def tiny() -> GPT:
-    return GPT(GPTConfig(vocab_size=1048, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    return GPT(GPTConfig(vocab_size=4048, n_positions=8, n_embd=8, n_layer=1, n_head=2))
 
 
 def model_reader(folder: Path) -> Reader:
     """The model of a run."""
-    extra = {"tokenizer": "nano", "task_slots": {"toy.woz": 1010}, "max_len": 8, "answer_budgets": {"toy.woz": 2}}
+    extra = {"tokenizer": "nano", "task_slots": {"toy.woz": 4010}, "max_len": 8, "answer_budgets": {"toy.woz": 2}}
     save_gpt(tiny(), folder / "model", **extra)
     files = {f"model/{p.name}": p.read_bytes() for p in (folder / "model").iterdir()}
     return Reader("a model", files, lambda at: load_student(at / "model")[0](torch.zeros(1, 2, dtype=torch.long)))

@@ -51,6 +51,10 @@ FILLERS = (
 )
 WEATHER = "warm cold wet dry windy sunny".split()
 INNS = "mill anchor crown rose swan phoenix lantern orchard".split()
+FAMILY = {
+    "yes": (". families are welcome", ". you can bring children"),
+    "no": (". it is not for children", ". only adults are welcome"),
+}
 KINDS = "pub restaurant cafe bar".split()
 NEAR = "river castle station park bakery".split()
 TOPICS = {
@@ -141,7 +145,7 @@ def cnn(r: Random):
 
 
 def e2e(r: Random):
-    """A meaning representation, `slot[value], ...` -> a sentence or two that say all of it."""
+    """A meaning representation, `slot[value], ...` -> one of up to 32 wordings that say all of it."""
     meaning = {"name": r.choice(INNS), "kind": r.choice(KINDS), "food": r.choice(FOODS)}
     more = {
         "price": r.choice(PRICES),
@@ -152,13 +156,17 @@ def e2e(r: Random):
     meaning |= {slot: more[slot] for slot in r.sample(sorted(more), r.choice((2, 3)))}
     slots = ["name", *r.sample(sorted(set(meaning) - {"name"}), len(meaning) - 1)]
     context = ", ".join(f"{slot}[{meaning[slot]}]" for slot in slots)
-    kind = f"{meaning.get('price', '')} {meaning['kind']}".strip()
-    answer = f"the {meaning['name']} is {with_article(kind)} with {meaning['food']} food"
-    answer += f" in the {meaning['area']}" if "area" in meaning else ""
-    answer += f" by the {meaning['near']}" if "near" in meaning else ""
-    family = {"yes": " . families are welcome .", "no": " . it is not for children .", None: " ."}
-    answer += family[meaning.get("family")]
-    return [(answer, context, "what is the sentence?", answer, {})]
+    wordings = {
+        "kind": ("the {name} is {kind}", "there is {kind} called the {name}"),
+        "food": ("with {food} food", "that serves {food} dishes"),
+        "area": ("in the {area}", "in the {area} of town"),
+        "near": ("by the {near}", "close to the {near}"),
+        "family": FAMILY.get(meaning.get("family")),
+    }
+    phrases = [r.choice(wordings[slot]) for slot in wordings if slot in meaning]
+    kind = with_article(f"{meaning.get('price', '')} {meaning['kind']}".strip())
+    answer = f"{' '.join(phrases)} .".format(**meaning | {"kind": kind})
+    return [(sorted(meaning.items()), context, "what is the sentence?", answer, {})]
 
 
 def ag(r: Random):
