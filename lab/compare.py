@@ -44,7 +44,7 @@ print(json.dumps([name_for(argv) for argv in json.load(sys.stdin)]))"""
 
 
 class Side(NamedTuple):
-    """A set of options, for train.py of the checkout `root`. runs: (order, seed) -> the run's directory, its options."""
+    """A set of options, for the train.py in `root`. runs: (order, seed) -> the run's directory, all of its options."""
 
     text: str
     root: Path
@@ -244,8 +244,8 @@ def runs_table(letters: list[str], results: list[dict], pairs) -> list[tuple]:
     rows = [("average", "A", *(head for x in letters[1:] for head in (x, f"{x} - A")))]
     for pair in pairs:
         base, *others = (side[pair]["average"] if pair in side else math.nan for side in results)
-        numbers = (text for x in others for text in (f"{x:.1f}", f"{x - base:+.1f}"))
-        rows.append((name_of(*pair), f"{base:.1f}", *numbers))
+        shown = [f"{base:.1f}", *(text for x in others for text in (f"{x:.1f}", f"{x - base:+.1f}"))]
+        rows.append((name_of(*pair), *(text.replace("+nan", "–").replace("nan", "–") for text in shown)))
     return rows
 
 
