@@ -113,16 +113,16 @@ def prepare(text: str, o, shared: list[str], stack: ExitStack) -> Side:
         parser.error(str(e))
     if own := next((word for word in words if word.split("=")[0] in OWN + SHARED), None):
         parser.error(f"{own} is the same for all sides (--seeds, and the options after it)")
-    root, runs_dir, folders = ROOT, o.runs_dir, []
+    root, runs_dir, folders, shown = ROOT, o.runs_dir, [], text
     if side.at is not None:
         commit = commit_of(side.at, parser.error)
         root, runs_dir = stack.enter_context(worktree(commit, o.runs_dir)), o.runs_dir / commit
         teachers = o.teachers if same_teachers(commit) else str(runs_dir / "teachers")
-        folders, text = ["--runs-dir", str(runs_dir), "--teachers", teachers], f"{text} ({commit})"
+        folders, shown = ["--runs-dir", str(runs_dir), "--teachers", teachers], f"{text} ({commit})"
     pairs = {(tasks, seed): order for tasks, order in o.orders.items() for seed in o.seeds}
     argvs = [["--order", order, *shared, *words, "--seed", str(seed), *folders] for (_, seed), order in pairs.items()]
     names = names_by(root, argvs, parser.error)
-    return Side(text, root, {pair: (runs_dir / name, argv) for pair, name, argv in zip(pairs, names, argvs)})
+    return Side(shown, root, {pair: (runs_dir / name, argv) for pair, name, argv in zip(pairs, names, argvs)})
 
 
 def names_by(root: Path, argvs: list[list[str]], error) -> list[str]:
