@@ -5,6 +5,7 @@ results behind a row, {RunKey: result}, into its numbers: a list of {column: num
 the mean of.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -79,6 +80,16 @@ def costs(run: Path) -> dict[str, float]:
     return {"seconds": whole - here + teachers, "parameters": parameters}
 
 
+def replayed(run: Path) -> dict[str, tuple[int, int]]:
+    """The folder of each stage after the first -> the samples for replay, generated or real: (accepted, drawn)."""
+    counts = {}
+    for folder in stages_of(run)[1:]:
+        file = folder / "pseudo.jsonl"
+        rejected = [line["rejected"] for line in read_jsonl(file, rejected=str)] if file.exists() else []
+        counts[folder.name] = rejected.count(""), len(rejected)
+    return counts
+
+
 # ---------------------------------------------------------------------- the numbers of a row
 
 
@@ -129,3 +140,44 @@ def part(results: dict[RunKey, dict], name: str) -> list[dict]:
     """One value a run: a part of its result that has columns itself, or is a number alone."""
     parts = [one.get(name, {}) for one in results.values()]
     return [x if isinstance(x, dict) else {"": x} for x in parts]
+
+
+# ---------------------------------------------------------------------- two methods, run by run
+
+
+def differences_of(base: dict, other: dict) -> list[float]:
+    """{pair: value} of two methods -> other - base for each pair, such as an order and a seed.
+
+    Raises DataError unless both have the same pairs: what is left of them would not be a fair sample."""
+    if alone := sorted(base.keys() ^ other.keys()):
+        more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+        raise DataError(f"runs can't be paired: one of the two methods lacks {', '.join(map(str, alone[:3]))}{more}")
+    return [other[pair] - base[pair] for pair in base]
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float, float]:
+    """The mean difference and its 95% interval by Student's t, with n - 1 degrees of freedom: (mean, low, high).
+
+    The pairs are taken to be independent. One pair says nothing of its error: then low and high are infinite."""
+    n, middle = len(differences), mean(differences)
+    half = t_quantile(n - 1) * stdev(differences) / math.sqrt(n) if n > 1 else math.inf
+    return middle, middle - half, middle + half
+
+
+def t_quantile(df: int) -> float:
+    """The t with P(|T| < t) = 0.95 for Student's t with df >= 1 degrees of freedom, by bisection of its angle."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if t_within(angle, df) < 0.95 else (low, angle)
+    return math.sqrt(df) * math.tan(low)
+
+
+def t_within(angle: float, df: int) -> float:
+    """P(|T| < √df · tan(angle)): the finite sums for whole df of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    odd = df % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for k in range(1 + odd, df, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * k / (k + 1)
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total

@@ -85,11 +85,14 @@ def finished(run: Path) -> bool:
     return (run / "summary.json").exists()
 
 
-def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None, jobs: int = 1) -> None:
+def run_all(
+    runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None, jobs: int = 1, root: Path = ROOT
+) -> None:
     """Run what has not finished, `jobs` at once, each in a process of its own, and copy its small files into `keep`.
 
     runs: directory name -> options of train.py. A run has finished if its summary is in runs_dir or in `keep`. One that
-    was cut off is resumed. A failed run does not stop the others; RunError at the end says how many have failed."""
+    was cut off is resumed. root: the checkout whose train.py runs. A failed run does not stop the others; RunError at
+    the end says how many have failed."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     failed = []
 
@@ -99,7 +102,7 @@ def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None
             return
         try:
             if not finished(run):
-                start(run, runs[name], max(1, (os.cpu_count() or 1) // jobs))
+                start(run, runs[name], max(1, (os.cpu_count() or 1) // jobs), root)
             summary = read_run(run)
             print(f"{name}: {summary['average']:.1f} in {summary['wall_time_s']:.0f} s", flush=True)
             if keep:
@@ -118,8 +121,8 @@ def run_all(runs: dict[str, list[str]], runs_dir: Path, keep: Path | None = None
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {failed[0]}")
 
 
-def start(run: Path, argv: list[str], threads: int) -> None:
-    """Run train.py until it ends, with its output in a file beside the directory.
+def start(run: Path, argv: list[str], threads: int, root: Path) -> None:
+    """Run a checkout's train.py until it ends, with its output in a file beside the directory.
 
     Raises RunError if it fails, or if another process is making this run."""
     if run.is_dir():
@@ -132,7 +135,7 @@ def start(run: Path, argv: list[str], threads: int) -> None:
     print(f"{run.name}: {'is resumed' if run.is_dir() else 'starts'}; {log}", flush=True)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     with open(f"{run}.log", "w", encoding="utf-8") as out:
-        command = [sys.executable, str(ROOT / "train.py"), *argv]
+        command = [sys.executable, str(root / "train.py"), *argv]
         code = subprocess.run(command, stdout=out, stderr=out, env=environment).returncode
     if code:
         raise RunError(f"{run.name} failed with {code}; {log}")
@@ -193,7 +196,7 @@ def check_same_data(runs: dict[RunKey, Path]) -> list[Path]:
             if UNKNOWN in groups:
                 few, many = groups.pop(UNKNOWN), next(iter(groups.values()))
                 which = f"task {task} has data in {names_of(many)}, but {names_of(few)} did not record which"
-            raise DataError(f"{which}; one table can't show both: delete the outdated runs, then --run makes them anew")
+            raise DataError(f"{which}; one table can't show both: delete the outdated runs and make them anew")
     return unrecorded
 
 
