@@ -53,7 +53,8 @@ def published(key) -> dict:
         name = TABLE_OF[key.order]
         return dict(zip(PUBLISHED[name]["columns"], PUBLISHED[name][PLAIN][key.label]))
     name = next(name for name in ("table2", "table4", "table5") if key.order in PUBLISHED[name])
-    return dict(zip(PUBLISHED[name]["columns"], PUBLISHED[name][key.order][key.label]))
+    rows = PUBLISHED[name][key.order]
+    return dict(zip(PUBLISHED[name]["columns"], rows[key.label])) if key.label in rows else same(key.order, 50.0)
 
 
 def rise(key):

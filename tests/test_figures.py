@@ -37,7 +37,7 @@ def colors_of(ax) -> dict[str, str]:
 @pytest.mark.parametrize("figure", FIGURES)
 def test_a_figure_has_a_panel_a_task_a_line_a_method_and_its_stages_marked(figure, runs, tmp_path, drawn, capsys):
     out = tmp_path / "made" / "here.png"
-    assert main([figure, "--runs-dir", str(runs), "--out", str(out)]) == 0
+    assert main([figure, "--model", "gpt2", "--runs-dir", str(runs), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert out.read_bytes()[:4] == b"\x89PNG" and out.stat().st_size > 10_000
     (fig,), tasks = drawn, FIGURES[figure].split(",")

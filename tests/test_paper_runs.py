@@ -14,6 +14,7 @@ from paper_runs import at, finish, rows_of, same
 
 from lab.paper import numbers, runs
 from lab.paper.__main__ import main
+from lab.paper.comparisons import COMPARISONS
 from lab.paper.experiments import EXPERIMENTS, PLAIN, TOY_ORDERS, Experiment, Row, keys_of
 from lab.paper.runs import FURTHER, METHODS, RunKey, arguments, name_for
 from lab.run.options import parse
@@ -60,20 +61,33 @@ def test_what_is_finished_is_skipped_and_what_was_cut_off_is_resumed(commands, t
     finish(tmp_path, key, same(key.order, 77.0))
     (tmp_path / names[4]).mkdir()
     (tmp_path / names[4] / "scores.jsonl").write_text("half a li")
-    rows = rows_of(capsys, "table4", "--run", "--runs-dir", tmp_path)  # standard output is the table alone
+    rows = rows_of(
+        capsys, "table4", "--model", "gpt2", "--run", "--runs-dir", tmp_path
+    )  # standard output is the table alone
     assert commands == [name for name in names if name != names[2]]
     assert sorted(float(x["ours"]) for x in rows) == [40.0] * 66 + [77.0] * 6
     assert (tmp_path / f"{names[0]}.log").read_text() == "what it printed\n"
     commands.clear()
-    assert rows_of(capsys, "table4", "--run", "--runs-dir", tmp_path) == rows and commands == []
-    assert main(["figure4", "--run", "--runs-dir", str(tmp_path)]) == 0 and commands == []
+    assert rows_of(capsys, "table4", "--model", "gpt2", "--run", "--runs-dir", tmp_path) == rows and commands == []
+    assert main(["figure4", "--model", "gpt2", "--run", "--runs-dir", str(tmp_path)]) == 0 and commands == []
     assert (tmp_path / "figure4.png").exists()
 
 
 def test_after_a_failed_run_the_others_go_on_and_it_is_named_with_its_log(commands, tmp_path, capsys):
     names, keep = names_of("figure4"), tmp_path / "kept"
     commands.bad = [names[1]]
-    options = ["figure4", "--run", "--jobs", "2", "--runs-dir", str(tmp_path / "runs"), "--keep", str(keep)]
+    options = [
+        "figure4",
+        "--model",
+        "gpt2",
+        "--run",
+        "--jobs",
+        "2",
+        "--runs-dir",
+        str(tmp_path / "runs"),
+        "--keep",
+        str(keep),
+    ]
     assert main(options) == 1
     printed = capsys.readouterr()
     assert sorted(commands) == sorted(names) and printed.out.endswith("figure4.png\n")  # of those that are there
@@ -92,11 +106,11 @@ def test_a_run_that_another_process_is_making_is_left_alone(commands, tmp_path, 
     (tmp_path / name / "log.jsonl").write_text("{}")
     lock = file_lock(tmp_path / name / "lock")
     assert acquire(lock, wait=False)
-    assert main(["figure4", "--run", "--runs-dir", str(tmp_path)]) == 1
+    assert main(["figure4", "--model", "gpt2", "--run", "--runs-dir", str(tmp_path)]) == 1
     assert name not in commands and (tmp_path / name / "log.jsonl").exists()
     assert "another process is making this run" in capsys.readouterr().err.splitlines()[-1]
     release(lock)
-    assert main(["figure4", "--run", "--runs-dir", str(tmp_path)]) == 0 and commands[-1] == name
+    assert main(["figure4", "--model", "gpt2", "--run", "--runs-dir", str(tmp_path)]) == 0 and commands[-1] == name
     assert not (tmp_path / name / "lock").exists()
 
 
@@ -129,7 +143,9 @@ def test_a_finished_run_with_a_broken_file_is_named(commands, tmp_path, capsys):
     key = keys_of("table4", [0])[3]
     folder = finish(tmp_path, key, same(key.order, 1.0))
     (folder / "scores.jsonl").unlink()
-    assert main(["table4", "--run", "--runs-dir", str(tmp_path), "--keep", str(tmp_path / "kept")]) == 1
+    assert (
+        main(["table4", "--model", "gpt2", "--run", "--runs-dir", str(tmp_path), "--keep", str(tmp_path / "kept")]) == 1
+    )
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: 1 of 12 runs failed: ") and "scores.jsonl" in last
 
@@ -154,8 +170,9 @@ def test_the_toy_comparison_runs_what_its_results_lack_and_prints_a_line_a_metho
     assert main(options) == 0
     assert len(commands) == len(everything) - 1 and {*commands} < {*everything} and everything[3] in commands
     lines = capsys.readouterr().out.splitlines()
-    labels = [line.split(" | ")[0][2:] for line in lines[2:]]
+    labels = [line.split(" | ")[0][2:] for line in lines[2 : lines.index("")]]
     assert labels == [*METHODS, *FURTHER]
+    assert sum(line.endswith(" | undecided |") for line in lines) == len(COMPARISONS["toy"])  # all scores are alike
     assert "| Word-KD | 5 | 42.0 ± 1.6 | -41.0 ± 1.6 | 42.0 ± 1.6 | -41.0 ± 1.6 |" in lines
     assert "| single | 3 | 41.0 ± 1.0 | – | – | – |" in lines
     commands.clear()
@@ -180,9 +197,9 @@ def test_an_experiment_runs_and_prints_its_table(monkeypatch, tmp_path, capsys):
     order, paper = "toy.woz,toy.sql", {"toy.woz": 70.0, "toy.sql": 60.0, "avg": 65.0}
     row = functools.partial(Row, numbers=numbers.each, paper=paper)
     rows = [row(PLAIN, "Single QA+LM", [(order, "Single QA+LM")]), row(order, "Word-KD", [(order, "Word-KD")])]
-    monkeypatch.setitem(EXPERIMENTS, "table4", Experiment(rows, numbers.final))
+    monkeypatch.setitem(EXPERIMENTS, "table3", Experiment(rows, numbers.final))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny models: more threads only wait for each other
-    options = ["table4", "--csv", "--limit", "4", "--epochs", "1", "--runs-dir", str(tmp_path), "--device", "cpu"]
+    options = ["table3", "--csv", "--limit", "4", "--epochs", "1", "--runs-dir", str(tmp_path), "--device", "cpu"]
     assert main([*options, "--run"]) == 0
     printed = capsys.readouterr()
     lines = list(csv.DictReader(io.StringIO(printed.out)))

@@ -3,10 +3,14 @@
     python -m lab.paper table3                          the runs found in runs/, beside the paper's Table 3
     python -m lab.paper table4 --print-commands         one shell command a run
     python -m lab.paper figure3 --run --model nano --limit 100       first run here what is missing
+    python -m lab.paper table4                          on the model nano: its runs are recorded in lab/results/table4
+    python -m lab.paper comparisons                     what these runs say, line by line with its interval
     python -m lab.paper toy                             the comparison of all methods on toy tasks
     python -m lab.paper.cost                            what the experiments should cost on a GPU
 
-table2 to table6, table8, figure3 to figure5, toy, and `claims`: what the text claims, and whether it holds in our runs.
+table2 to table6, table8, figure3 to figure5, toy, comparisons, and `claims`: what the text claims, and whether it
+holds in our runs. table4, figure4 and comparisons are of nano with 3,000 training examples a task, unless --model is
+given.
 Options of train.py may follow (--model, --limit, --epochs, --gamma, --runs-dir, ...); they are given to every run.
 """
 
@@ -19,13 +23,16 @@ from pathlib import Path
 
 from lab.errors import LabError, RunError, expand_paths, replace_unprintable
 from lab.paper.claims import claims_table
+from lab.paper.comparisons import as_rows, judge
 from lab.paper.experiments import AGREEMENT, TABLES, Cell, cells_of, keys_of
-from lab.paper.figures import draw
-from lab.paper.runs import FIGURES, RunKey, arguments, check_same_data, found, name_for, run_all
-from lab.paper.tables import as_csv, as_markdown, as_text, csv_of
-from lab.paper.toy import RESULTS, draw_toy, toy_table
+from lab.paper.figures import draw, draw_forest
+from lab.paper.runs import FIGURES, ROOT, RunKey, arguments, check_same_data, found, name_for, run_all
+from lab.paper.tables import as_csv, as_markdown, as_text, csv_of, markdown_of
+from lab.paper.toy import draw_toy, toy_table
 from lab.run.options import parse
 
+LAPTOP = ["--model", "nano", "--train-examples", "3000"]  # Table 4 is within reach of a tiny model
+RECORDED = {"toy": "nano", "table4": "table4", "figure4": "table4", "comparisons": "table4"}  # where in lab/results
 # Options of train.py that an experiment sets itself.
 OWN = ("--order", "--method", "--kd", "--qa-only", "--no-qa-only", "--seed", "--continue", "--resume")
 
@@ -37,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n")[0], allow_abbrev=False, epilog="Other options are train.py's, for every run."
     )
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
-    parser.add_argument("what", choices=(*TABLES, *FIGURES, "claims", "toy"))
+    parser.add_argument("what", choices=(*TABLES, *FIGURES, "claims", "comparisons", "toy"))
     do, style = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
     how = "print a shell command a run, which starts or resumes it; do nothing else"
     do.add_argument("--print-commands", action="store_true", help=how)
@@ -47,8 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", help="comma-separated; each run once a seed (default 0; toy has its own)")
     parser.add_argument("--jobs", type=int, default=1, help="how many runs --run makes at once (default %(default)s)")
     copied = "folder for copies of the runs' small files, without predictions; runs there count as finished"
-    parser.add_argument("--keep", help=f"{copied} (default: none; of toy lab/results/nano)")
-    parser.add_argument("--out", help="file of the figure (default <runs-dir>/<figure>.png; toy is drawn only with it)")
+    parser.add_argument("--keep", help=f"{copied} (default: none; of toy and of Table 4 with nano in lab/results)")
+    drawn = "default <runs-dir>/<figure>.png; toy and comparisons are drawn only with it"
+    parser.add_argument("--out", help=f"file of the figure ({drawn})")
     return parser
 
 
@@ -62,8 +70,16 @@ def parse_arguments(argv):
     if o.what == "toy":
         if o.seeds:
             parser.error("--seeds: toy has its own, five or three a method")
-        o.keep = o.keep or str(RESULTS)
         extra = ["--runs-dir", "runs/nano", *extra]
+    recorded = RECORDED.get(o.what)
+    if recorded == "table4":
+        on_laptop = [*LAPTOP, *extra]
+        if parse(arguments(keys_of("table4", [0])[0], on_laptop)).model == "nano":
+            extra, o.seeds = on_laptop, o.seeds or "0,1,2"
+        else:
+            recorded = None  # another --model is given
+    if recorded:
+        o.keep = o.keep or str(ROOT / "lab" / "results" / recorded)
     try:
         o.seeds = list(dict.fromkeys(int(seed) for seed in (o.seeds or "0").split(",")))
     except ValueError:
@@ -72,7 +88,7 @@ def parse_arguments(argv):
         parser.error(f"{own}: an experiment sets it itself (--seeds for several seeds)")
     if o.jobs < 1:
         parser.error(f"--jobs {o.jobs}: must be a number of at least 1")
-    if o.out and (o.what not in (*FIGURES, "toy") or o.style):
+    if o.out and (o.what not in (*FIGURES, "toy", "comparisons") or o.style):
         parser.error("--out: only for a drawn figure")
     if o.style == "markdown" and o.what in FIGURES:
         parser.error(f"--markdown: {o.what} is no table; --csv prints its numbers")
@@ -89,17 +105,22 @@ def parse_arguments(argv):
 # ---------------------------------------------------------------------- what is printed
 
 
-def report(what: str, cells: list[Cell], style: str) -> str:
-    """A table, or the claims, as text, Markdown or CSV."""
+def report(what: str, cells: list[Cell], runs: dict[RunKey, Path], style: str) -> str:
+    """A table, the claims, or the comparisons, as text, Markdown or CSV."""
     if what == "toy" and style != "csv":
-        return toy_table(cells)
-    if what != "claims":
+        return f"{toy_table(cells)}\n\n{markdown_of(as_rows(judge('toy', runs)))}"
+    if what not in ("claims", "comparisons"):
         return {"text": as_text, "markdown": as_markdown, "csv": as_csv}[style](cells)
-    rows = [("claim", "paper", "ours", "holds in ours"), *claims_table(cells)]
+    if what == "comparisons":
+        rows = as_rows(judge("table4", runs))
+    else:
+        rows = [("claim", "paper", "ours", "holds in ours"), *claims_table(cells)]
     if style == "csv":
         return csv_of(rows)
     if style == "markdown":
-        return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * 4, *rows[1:]))
+        return markdown_of(rows)
+    if what == "comparisons":
+        return "\n".join("{:<64}{:<32}{:>7}{:>18}{:>7}  {}".format(*row) for row in rows)
     return "\n\n".join("{}\n    paper  {}\n    ours   {}\n    holds  {}".format(*row) for row in rows[1:])
 
 
@@ -107,13 +128,15 @@ def show(o, runs: dict[RunKey, Path]) -> None:
     """Print the table, or draw the figure and print its path."""
     cells = cells_of(o.what, runs, o.seeds)
     if o.what not in FIGURES or o.style == "csv":
-        print(report(o.what, cells, o.style or "text"))
+        print(report(o.what, cells, runs, o.style or "text"))
     if not runs or o.style == "csv":
         return
     if o.what in FIGURES:
         path = Path(o.out or o.runs_dir / f"{o.what}.png")
         if drawn(path, lambda: draw(o.what, cells, path)):
             print(path)
+    elif o.out and o.what == "comparisons":
+        drawn(Path(o.out), lambda: draw_forest(judge("table4", runs), Path(o.out)))
     elif o.out:
         drawn(Path(o.out), lambda: draw_toy(cells, runs, Path(o.out)))
 

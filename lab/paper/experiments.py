@@ -10,14 +10,18 @@ from typing import NamedTuple
 
 from lab.files import read_json
 from lab.paper import numbers
-from lab.paper.runs import FIGURES, FURTHER, METHODS, TEACHERS, RunKey
+from lab.paper.runs import FIGURES, FURTHER, METHODS, NOT_LIFELONG, TEACHERS, RunKey
 
 PUBLISHED = read_json(Path(__file__).parent / "published.json")
 PLAIN, MEAN, DEVIATION = "not lifelong", "lifelong, mean over orders", "lifelong, standard deviation over orders"
 AGREEMENT = ("table6", "table8")  # with the teacher; from predictions; printed with two decimals
 TABLES = tuple(name for name in PUBLISHED if name != "source")
 TOY_ORDERS = ("toy.woz,toy.sql,toy.cnn", "toy.cnn,toy.woz,toy.sql")
-PARTS = {"claims": ("table2", "table3", "figure3", "table4", "figure4", "table6", "cost")}
+WORDINGS = "toy.e2e,toy.cnn"  # the first task has several right wordings for a meaning
+PARTS = {
+    "claims": ("table2", "table3", "figure3", "table4", "figure4", "table6", "cost"),
+    "comparisons": ("table4", "beside"),  # see comparisons.py
+}
 
 
 class Row(NamedTuple):
@@ -78,6 +82,11 @@ def by_order(table: str) -> list[Row]:
     ]
 
 
+def not_in_the_paper(table: str, labels: Iterable[str]) -> list[Row]:
+    """Further rows of a table's orders."""
+    return [Row(order, label, [(order, label)], numbers.each, {}) for order in orders_of(table) for label in labels]
+
+
 def not_lifelong(table: str, order: str) -> list[Row]:
     rows = published(table, PLAIN).items()
     return [Row(PLAIN, label, [(order, label)], numbers.each, paper) for label, paper in rows]
@@ -118,12 +127,14 @@ def cost(what: str) -> list[Row]:
 
 
 def toy() -> list[Row]:
-    """The comparison on toy tasks: five methods in both orders, the rest in the first one."""
-    five = [(order, label, range(5)) for order in TOY_ORDERS for label in METHODS]
-    further = [(TOY_ORDERS[0], label, range(3)) for label in FURTHER]
-    return [Row(order, label, [(order, label)], numbers.each, {}, seeds) for order, label, seeds in five + further]
+    """The comparison on toy tasks: six methods in both orders, five of them in WORDINGS, the rest in the first one."""
+    often = [(order, label, range(5)) for order in TOY_ORDERS for label in (*METHODS, "Word-KD, annealed")]
+    often += [(WORDINGS, label, range(5)) for label in METHODS]
+    further = [(TOY_ORDERS[0], label, range(3)) for label in FURTHER if label != "Word-KD, annealed"]
+    return [Row(order, label, [(order, label)], numbers.each, {}, seeds) for order, label, seeds in often + further]
 
 
+BESIDE = ("finetune", "LAMOL, added", "Word-KD, joint", "Word-KD, annealed")
 LIFELONG = [label for label in METHODS if label != "finetune"]
 EXPERIMENTS = {
     "table2": Experiment(by_order("table2"), numbers.final),
@@ -134,6 +145,7 @@ EXPERIMENTS = {
         numbers.final,
     ),
     "table4": Experiment(not_lifelong("table4", FIGURES["figure4"]) + by_order("table4"), numbers.final),
+    "beside": Experiment(not_in_the_paper("table4", BESIDE), numbers.final),
     "table5": Experiment(not_lifelong("table5", FIGURES["figure5"]) + by_order("table5"), numbers.final),
     "table6": Experiment(agreement("table6", {"all": FIGURES["figure5"].split(",")}), numbers.hits),
     "table8": Experiment(agreement("table8", {t: [t] for t in FIGURES["figure5"].split(",")}), numbers.hits),
@@ -150,14 +162,14 @@ EXPERIMENTS = {
 
 def keys_of(what: str, seeds) -> list[RunKey]:
     """The runs behind a table, a figure or the claims, in the order in which they are best made: the teachers first,
-    then the other rows that are not lifelong, then one order after another."""
+    then the other rows that are not lifelong, then one order after another, and at last what is not in the paper."""
     rows = [row for name in PARTS.get(what, (what,)) for row in EXPERIMENTS[name].rows]
     keys = list(dict.fromkeys(key for row in rows for key in row.keys(seeds)))
     orders = list(dict.fromkeys(key.order for key in keys))
 
     def place(key):
-        lifelong = key.label in METHODS
-        return key.label != TEACHERS, lifelong, orders.index(key.order) if lifelong else 0
+        lifelong = key.label not in NOT_LIFELONG
+        return key.label != TEACHERS, lifelong, key.label in FURTHER, orders.index(key.order) if lifelong else 0
 
     return sorted(keys, key=place)
 

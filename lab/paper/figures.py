@@ -3,6 +3,7 @@
 from pathlib import Path
 from statistics import mean, stdev
 
+from lab.paper.comparisons import Judged
 from lab.paper.experiments import Cell
 from lab.paper.runs import FIGURES, METHODS
 
@@ -56,4 +57,30 @@ def draw(figure: str, cells: list[Cell], path: Path) -> None:
     axes[-1].set_xlabel("epochs")
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
     fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(METHODS), frameon=False)
+    save(fig, path)
+
+
+def draw_forest(judged: list[Judged], path: Path) -> None:
+    """A forest plot: a line a comparison, with its mean difference and its 95% interval, the claims one after another.
+
+    A comparison of a single pair has no interval, and none at all is left out."""
+    judged = [j for j in judged if j.pairs]
+    fig = new_figure(figsize=(9, 1.2 + 0.34 * (len(judged) + len({j.comparison.claim for j in judged}))))
+    ax, y, places, claim = fig.subplots(), 0, {}, None
+    for j in judged:
+        if j.comparison.claim != claim:
+            claim = j.comparison.claim
+            ax.text(0.01, y, claim, transform=ax.get_yaxis_transform(), va="center", fontsize=9, fontweight="bold")
+            y += 1
+        color = {"held": "#009E73", "not held": "#D55E00"}.get(j.outcome, "0.35")
+        if j.pairs > 1:
+            ax.plot([j.low, j.high], [y, y], color=color, linewidth=1.8)
+        ax.plot(j.mean, y, "o", color=color)
+        ax.text(0.99, y, f"{j.outcome}, {j.pairs} pairs", transform=ax.get_yaxis_transform(), va="center", ha="right")
+        places[y] = str(j.comparison)
+        y += 1
+    ax.axvline(0, color="0.5", linestyle="--", linewidth=0.8)
+    ax.set_yticks(list(places), places.values())
+    ax.set(ylim=(y, -1), xlabel="difference in points: mean and 95% interval")
+    ax.grid(axis="x", alpha=0.25)
     save(fig, path)

@@ -31,10 +31,11 @@ NOT_LIFELONG = {  # label -> options of train.py
     "Multi long QA": f"--method multitask --qa-only {LONG}",
     "Multi long QA+LM": f"--method multitask {LONG}",
     "Multi long QA+LM + Seq-KD": f"--method multitask --kd seq {LONG}",
-    "Multi QA": f"--method multitask --qa-only {LONG}",  # Tables 4 and 5 don't state the epochs
-    "Multi QA+LM": f"--method multitask {LONG}",
+    "Multi QA": "--method multitask --qa-only",  # Tables 4 and 5 don't state the epochs
+    "Multi QA+LM": "--method multitask",
 }
-FURTHER = {  # of the comparison on toy tasks; LAMOL with the loss `joint` and Word-KD with `added` are the authors'
+FURTHER = {  # not in the paper; LAMOL with the loss `joint` and Word-KD with `added` are the authors'
+    "Word-KD, annealed": "--kd word --temperature 4 --last-temperature 1",
     "Word-KD without replay": "--kd word --gamma 0",
     "LAMOL, added": "--kd none --replay-loss added",
     "LAMOL, alternate": "--kd none --updates alternate",
@@ -44,7 +45,7 @@ FURTHER = {  # of the comparison on toy tasks; LAMOL with the loss `joint` and W
     "multitask": "--method multitask",
 }
 UNKNOWN = "None"  # the hash of data that a run did not record
-FIGURES = {  # figure -> its order, hardest to easiest task in 4 and 5; these runs are scored after every epoch
+FIGURES = {  # figure -> its order, hardest to easiest task in 4 and 5
     "figure3": "woz,sql,cnn",
     "figure4": "e2e,rnnlg.rest,rnnlg.hotel,rnnlg.tv,rnnlg.laptop",
     "figure5": "amazon,yelp,yahoo,ag,dbpedia",
@@ -67,9 +68,15 @@ def arguments(key: RunKey, extra: list[str]) -> list[str]:
     own = (METHODS[key.label][0] if key.label in METHODS else (NOT_LIFELONG | FURTHER)[key.label]).split()
     if own[-1] == LONG:
         own[-1:] = ["--epochs", str(3 * parse(["--order", key.order, *extra]).epochs)]
-    if key.order in FIGURES.values() and key.label in METHODS:
-        own.append("--eval-every-epoch")
+    if "toy" not in key.order:  # nano's default is to score after every epoch, which is for toy tasks
+        own.append("--eval-every-epoch" if is_drawn(key) else "--no-eval-every-epoch")
     return ["--order", key.order, *extra, *own, "--seed", str(key.seed)]
+
+
+def is_drawn(key: RunKey) -> bool:
+    """Is this run a line of Figure 3, 4 or 5? Finetuning is one of Figure 3 alone."""
+    finetune = key.label == "finetune" and key.order != FIGURES["figure3"]
+    return key.order in FIGURES.values() and key.label in METHODS and not finetune
 
 
 def name_for(argv: list[str]) -> str:

@@ -79,3 +79,9 @@ def csv_of(lines) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue().rstrip("\n")
+
+
+def markdown_of(rows) -> str:
+    """Rows as a Markdown table; the first one is its head."""
+    head, *rest = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rest))
