@@ -120,6 +120,8 @@ class Options:
         unused=no_teacher, kind="local")
     keep_models: bool = option(False, "keep the student of every stage, not only the last", kind="local")
     log_every: int = option(50, "updates between two lines of log.jsonl", kind="local", positive=True)
+    checkpoint_every: float = option(60.0, "seconds: a checkpoint is written after an epoch if the last one is older;"
+        " 0: after every epoch", kind="local")
     resume: bool = option(False, "go on with a run that was cut off, from its last checkpoint", kind="local")
     continue_: str = option("", "a finished run (its directory): learn --order, too, with that run's options but for"
         " paths", kind="source")
