@@ -37,6 +37,8 @@ def other_value(o, name):
     value, choices = getattr(o, name), TABLE[name]["choices"]
     if choices:
         return next(choice for choice in choices if choice != value)
+    if value is None:  # a number that depends on the machine
+        return 1
     return not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else "elsewhere"
 
 

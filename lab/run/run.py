@@ -16,6 +16,7 @@ from lab.fast.packing import move
 from lab.files import append_jsonl, replacing, short_name, write_folder, write_json, write_jsonl
 from lab.run import failure, ranks, resume, setup
 from lab.run.checkpoint import save_checkpoint
+from lab.run.device import cache_bytes
 from lab.run.encoding import hash_of_examples
 from lab.run.options import parent_of, run_name
 from lab.run.pretrained import save_gpt
@@ -143,6 +144,11 @@ class Run:
     def progress(self, phase, model, optimizer, scaler, samples) -> Progress:
         """The progress of a phase, at --resume where its checkpoint stands."""
         return Progress(self, phase, model, optimizer, scaler, samples)
+
+    def teacher_cache(self) -> int:
+        """The bytes that a teacher's hidden states may take from now on: --teacher-cache."""
+        given = self.args.teacher_cache
+        return cache_bytes(self.device) if given is None else given
 
     def autocast(self):
         """Matrix products in --dtype."""
