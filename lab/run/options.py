@@ -121,7 +121,7 @@ class Options:
         unused=no_teacher, kind="local")
     keep_models: bool = option(False, "keep the student of every stage, not only the last", kind="local")
     log_every: int = option(50, "updates between two lines of log.jsonl", kind="local", positive=True)
-    checkpoint_every: float = option(60.0, "least seconds between checkpoints after epochs; 0: each epoch", kind="local")
+    checkpoint_every: float = option(60.0, "seconds between checkpoints, at least; 0: after each epoch", kind="local")
     resume: bool = option(False, "go on with a run that was cut off, from its last checkpoint", kind="local")
     continue_: str = option("", "a finished run (its directory): learn --order, too, with that run's options but for"
         " paths", kind="source")
