@@ -96,7 +96,7 @@ def learn(run, model, phase, current, replay=(), teacher=None, before_step=None)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
     one = torch.ones((), device=run.device)
     if teacher:
-        teacher.remember(current, run.lm_rows, args.teacher_cache)
+        teacher.remember(current, run.lm_rows, run.teacher_cache())
     progress = run.progress(phase, model, optimizer, scaler, samples)
     for epoch in progress.epochs():
         model.train()

@@ -77,6 +77,7 @@ def lab(tmp_path):
             (tmp_path / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     order = f"{tmp_path / 'colors'},{tmp_path / 'sizes'}"
     common = ["--order", order, "--model", "nano", "--runs-dir", str(tmp_path / "runs"), "--max-len", "48"]
+    common += ["--checkpoint-every", "0"]
     return [*common, "--epochs", "2", "--gamma", "0.5", "--device", "cpu", "--no-eval-every-epoch"]
 
 

@@ -9,7 +9,6 @@ from data import encode_parts, make_batch
 from lab.paper import cost
 from lab.paper.cost import Card, Rows
 from lab.paper.runs import RunKey
-from lab.run.options import Options
 from lab.tasks import load_task
 from model import GPT, GPTConfig
 
@@ -70,7 +69,7 @@ def test_learning_counts_replay_and_a_teachers_states():
 def test_a_teachers_states_are_computed_again_without_room_or_on_another_gpu():
     card, small = Card(1.0, 0.0, 0.0), Rows(100.0, 10.0, 10)
     assert cost.passes(card, 1000, small, 9) == 1
-    room = Options().teacher_cache / (112 * 768 * 2)  # examples
+    room = cost.TEACHER_CACHE / (112 * 768 * 2)  # examples
     assert cost.passes(card, 2 * room, small, 9) == pytest.approx(1 + 8 * 0.5)
     assert cost.passes(card._replace(ranks=2), 1000, small, 3) == pytest.approx(1 + 1 / 2 + 1 / 4)
     assert cost.passes(card._replace(ranks=2), 4 * room, small, 3) == pytest.approx(1 + 3 / 4 + 3 / 4)

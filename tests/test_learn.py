@@ -16,6 +16,7 @@ import train
 from data import IGNORE, plan_epoch
 from lab.files import read_jsonl
 from lab.run import Phase, Run
+from lab.run import run as lab_run
 from lab.run.options import Options, parse, resolve
 from lab.run.pretrained import NANO, load_gpt
 from lab.run.seeds import generator_for
@@ -264,16 +265,20 @@ def without_dropout_folder(tmp_path) -> str:
 def test_the_teachers_memory_changes_rounding_alone_and_is_bounded(lab, monkeypatch):
     teachers, init = [], kd.Teacher.__init__
     monkeypatch.setattr(kd.Teacher, "__init__", lambda self, *a: (teachers.append(self), init(self, *a))[1])
-    losses, remembered = {}, {}
-    for cache in (10**9, 60000, 0):
+    losses, remembered, devices = {}, {}, []
+    monkeypatch.setattr(lab_run, "cache_bytes", lambda device: devices.append(device.type) or 60000)
+    for cache in (10**9, 60000, 0, None):
         teachers.clear()
-        folder = run(lab, "--log-every", "1", "--runs-dir", f"{lab[5]}{cache}", "--teacher-cache", str(cache))
+        given = [] if cache is None else ["--teacher-cache", str(cache)]
+        folder = run(lab, "--log-every", "1", "--runs-dir", f"{lab[5]}{cache}", *given)
         losses[cache] = [x["loss"] for x in read_jsonl(folder / "log.jsonl") if x["phase"] == "student"]
         remembered[cache] = [sum(states.nbytes for states in t.cache.values()) for t in teachers]
     for cache in (60000, 0):
         assert losses[cache] == pytest.approx(losses[10**9], rel=1e-4)
     assert all(0 < n <= 60000 for n in remembered[60000]) and remembered[0] == [0, 0]
     assert min(remembered[10**9]) > 60000
+    # the default is asked for in each stage, and a number wins
+    assert (losses[None], remembered[None], devices) == (losses[60000], remembered[60000], ["cpu", "cpu"])
 
 
 def test_compile_compiles_every_block_that_learns(lab, tmp_path, monkeypatch, capsys):

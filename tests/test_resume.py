@@ -6,6 +6,8 @@ import random
 import resource
 import signal
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +16,10 @@ from whole_runs import directory, elsewhere, events, in_a_child, killed_at, resu
 import train
 from lab.files import read_json, read_jsonl
 from lab.run import Progress, Run, command_line
+from lab.run import run as lab_run
 from lab.run.checkpoint import checkpoints, read_checkpoint
 from lab.run.interruption import interruption
+from lab.run.options import Options
 
 # ---------------------------------------------------------------------- kills
 
@@ -25,6 +29,7 @@ from lab.run.interruption import interruption
     [
         ["--kd", "none", "--keep-models", "--eval-every-epoch"],
         ["--kd", "word", "--replay", "real"],
+        ["--kd", "word", "--checkpoint-every", "1e6"],
         ["--kd", "seqsoft", "--updates", "alternate"],
         ["--method", "finetune"],
         ["--method", "single"],
@@ -69,14 +74,33 @@ def test_resume_where_nothing_was_written_starts_and_where_all_was_done_changes_
 def test_old_checkpoints_go(lab, monkeypatch):
     there, checkpoint = [], Run.checkpoint
 
-    def spy(run, *a):
-        checkpoint(run, *a)
+    def spy(run, *a, **k):
+        checkpoint(run, *a, **k)
         there.append(len(checkpoints(run.dir)))
 
     monkeypatch.setattr(Run, "checkpoint", spy)
     folder = run(lab, "--kd", "none", "--epochs", "4")
     assert len(there) == 2 * 4 + 1 and max(there) == 3
     assert not (folder / "checkpoint").exists()
+
+
+def test_a_checkpoint_is_written_after_an_epoch_if_the_last_is_a_minute_old_and_always_at_an_end(lab, monkeypatch):
+    """Updates take 10 s here: an epoch has 3, and 4 with replay. Without one at a teacher's end, the log of a run that
+    is resumed would lack its lines."""
+    now, written = [0.0], []
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: now[0])
+    end_update, save = Progress.end_update, lab_run.save_checkpoint
+    monkeypatch.setattr(lab_run, "time", clock)
+    monkeypatch.setattr(Progress, "end_update", lambda *a, **k: (end_update(*a, **k), now.insert(0, now[0] + 10)))
+    monkeypatch.setattr(lab_run, "save_checkpoint", lambda *a: (written.append(a[1]["said"]), save(*a)))
+    every = str(Options().checkpoint_every)
+    run(lab, "--kd", "word", "--batch-size", "3", "--epochs", "5", "--replay", "real", "--checkpoint-every", every)
+    assert [said.removeprefix("after ") for said in written] == [
+        *("epoch 2 of teacher colors", "epoch 4 of teacher colors", "epoch 5 of teacher colors"),
+        *("epoch 2 of student colors", "epoch 4 of student colors", "stage 1, colors"),
+        *("epoch 2 of teacher sizes", "epoch 4 of teacher sizes", "epoch 5 of teacher sizes"),
+        *("epoch 2 of student sizes", "epoch 4 of student sizes"),
+    ]
 
 
 def test_samples_and_steps_go_on_where_they_were(lab, monkeypatch):

@@ -31,6 +31,7 @@ from lab.run.checkpoint import checkpoints
 PARTS = ("kill", "stop", "damage", "disk", "twice", "fuzz")
 VARIANTS = {kd: ["--kd", kd] for kd in ("none", "word", "seq", "seqsoft")}
 SMALL = ["--order", "toy.woz,toy.ag", "--limit", "40", "--epochs", "3", "--gamma", "0.5", "--device", "cpu"]
+SMALL += ["--checkpoint-every", "0"]  # so that a kill is at any distance from one
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 

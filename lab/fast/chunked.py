@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 
 # The float32 logits of a chunk. A CPU's allocator keeps blocks of at most 32 MB at hand; larger ones cost page faults.
+# A GPU's chunk is 1,334 tokens of 50,304 words. Word-KD launches 33 operations on it, which takes less time than 0.4
+# TFLOP and some twenty passes over 256 MiB: so a group of 32,768 tokens, 25 chunks, doesn't wait for the program, and
+# larger chunks would only take memory: at its peak Word-KD holds eight such tensors, 2 GiB.
 CHUNK_BYTES = {"cpu": 30 * 2**20, "cuda": 2**28}
 
 

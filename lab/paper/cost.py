@@ -30,7 +30,6 @@ from lab.errors import replace_unprintable
 from lab.fast.decode import MAX_ROWS
 from lab.paper.experiments import keys_of
 from lab.paper.runs import METHODS, NOT_LIFELONG, ROOT, RunKey, arguments
-from lab.run.options import Options
 from lab.run.pretrained import SIZES
 from lab.tasks import TASKS
 from train import batch_size
@@ -38,6 +37,7 @@ from train import batch_size
 BENCH = ROOT / "lab" / "results" / "bench"
 SHAPE, EPOCHS, GAMMA = SIZES["gpt2"], 9, 0.2
 V = 50304  # words
+TEACHER_CACHE = 2**31  # bytes of a teacher's hidden states
 CACHE_BYTES = 2**34  # of keys and values, two bytes a number
 C = SHAPE.n_embd  # channels
 BLOCKS = 12 * SHAPE.n_layer * C**2  # parameters of all blocks
@@ -94,7 +94,7 @@ def passes(card: Card, n, rows: Rows, epochs: int) -> float:
     """How many times a teacher's hidden states are computed in all epochs.
 
     A rank saves those of the rows that it has seen, each epoch another 1 / ranks of them, until its cache is full."""
-    room = Options().teacher_cache / (n * (rows.row + rows.answer + 2) * C * 2)  # two bytes a number
+    room = TEACHER_CACHE / (n * (rows.row + rows.answer + 2) * C * 2)  # two bytes a number
     return sum(1 - min(room, 1 - (1 - 1 / card.ranks) ** epoch) for epoch in range(epochs))
 
 

@@ -1,6 +1,6 @@
 """Checkpoints: one safetensors file each, which --resume goes on from, bit for bit.
 
-    checkpoint/000004.safetensors        after an epoch: weights, the optimizer's moments
+    checkpoint/000004.safetensors        after an epoch, if it is time: weights, the optimizer's moments
     checkpoint/000005.end.safetensors    after a stage, from which the next one starts
 
 Each also holds the logs as they were, `run.kept`, and a `state` of plain JSON values (see STATE).

@@ -111,8 +111,9 @@ class Options:
     multi_reference: bool = option(False, "score against all references of a meaning representation (e2e)")
     micro_batch: int = option(0, "examples at once through the model: same loss, other dropout masks; default 0: all"
         " that fit", kind="rounding", teacher=True)
-    teacher_cache: int = option(2**31, "bytes for hidden states of a teacher, which are then computed once; beyond, in"
-        " every epoch", unused=no_soft_targets, kind="rounding")
+    teacher_cache: int = option(None, "bytes for hidden states of a teacher, which are then computed once; beyond, in"
+        " every epoch; default: half of a GPU's free memory when a stage starts, 2 GiB on a CPU",
+        unused=no_soft_targets, kind="rounding")
     device: str = option("auto", "auto (CUDA, then CPU), cpu, cuda, mps", kind="local")  # compared as resolved_device
     dtype: str = option("auto", "computation", ("auto", "float32", "bfloat16", "float16"), kind="local")  # as resolved
     compile: bool = option(False, "torch.compile: slow first updates, then faster ones", kind="rounding", teacher=True)
@@ -124,6 +125,7 @@ class Options:
         unused=no_teacher, kind="local")
     keep_models: bool = option(False, "keep the student of every stage, not only the last", kind="local")
     log_every: int = option(50, "updates between two lines of log.jsonl", kind="local", positive=True)
+    checkpoint_every: float = option(60.0, "seconds between checkpoints, at least; 0: after each epoch", kind="local")
     resume: bool = option(False, "go on with a run that was cut off, from its last checkpoint", kind="local")
     continue_: str = option("", "a finished run (its directory): learn --order, too, with that run's options but for"
         " paths", kind="source")
@@ -258,9 +260,11 @@ def options_of(config: dict, path: Path) -> Options:
     if config.get("replay_loss") == "released":
         config["replay_loss"] = "authors"
     given = {f.name: config[f.name] for f in fields(Options) if f.name in config}
+    plain = fill(Options())  # a default that is None here, too, depends on the machine
     for f in fields(Options):
         value, choices = given.get(f.name), f.metadata["choices"]
         right = type(value) in ((int, float) if f.type is float else (f.type,)) and (not choices or value in choices)
+        right = right or (value is None and getattr(plain, f.name) is None)
         if f.name in given and not (right and value == value and value not in (math.inf, -math.inf)):
             raise RunError(f"{path}: {f.name} is {value!r:.50}: not the config.json of a run of this version")
     try:

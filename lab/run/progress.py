@@ -90,7 +90,8 @@ class Progress:
 
     def epochs(self):
         """Yield the epochs that are left. After each: the loss is printed, a student scored if it is to be after
-        every epoch, and a checkpoint written."""
+        every epoch, and a checkpoint written if it is time. After a teacher's last one it always is: a teacher is
+        found again, and its lines of the log would be missing."""
         run, phase = self.run, self.phase
         run.progress_now = self  # errors say where they came
         for epoch in range(self.epochs_done + 1, phase.epochs + 1):
@@ -101,7 +102,8 @@ class Progress:
             if phase.kind == "student" and run.args.eval_every_epoch and self.epoch < phase.epochs:
                 run.score(self.model, run.tasks, phase.stage, self.epoch)
             counts = {"epoch": self.epoch, "samples_seen": self.samples_seen, "steps": self.steps}
-            run.checkpoint(self.where | counts, self.model, self.optimizer, self.scaler)
+            must = phase.kind == "teacher" and epoch == phase.epochs
+            run.checkpoint(self.where | counts, self.model, self.optimizer, self.scaler, must=must)
         torch.manual_seed(self.seed_for("end", phase.epochs))  # what hooks draw next does not depend on a resume
         run.progress_now = None
 

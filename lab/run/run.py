@@ -16,6 +16,7 @@ from lab.fast.packing import move
 from lab.files import append_jsonl, replacing, short_name, write_folder, write_json, write_jsonl
 from lab.run import failure, ranks, resume, setup
 from lab.run.checkpoint import save_checkpoint
+from lab.run.device import cache_bytes
 from lab.run.encoding import hash_of_examples
 from lab.run.options import parent_of, run_name
 from lab.run.pretrained import save_gpt
@@ -42,7 +43,7 @@ class Run:
         self.lock = self.progress_now = None  # progress_now: of the phase that is under way
         self.began = self.phase_began = time.time()  # less what earlier tries took
         self.teacher_times, self.made_here = {}, {}  # task -> seconds of its training; of those trained in this run
-        self.stages_done, self.last_saved = 0, "from the beginning"
+        self.stages_done, self.last_saved, self.saved_at = 0, "from the beginning", time.monotonic()
         self.earlier = {}  # the config.json of the first try
         self.found = self.base = None  # checkpoints: of a phase that was cut off, and of the stage's end before it
         try:
@@ -144,6 +145,11 @@ class Run:
         """The progress of a phase, at --resume where its checkpoint stands."""
         return Progress(self, phase, model, optimizer, scaler, samples)
 
+    def teacher_cache(self) -> int:
+        """The bytes that a teacher's hidden states may take from now on: --teacher-cache."""
+        given = self.args.teacher_cache
+        return cache_bytes(self.device) if given is None else given
+
     def autocast(self):
         """Matrix products in --dtype."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -206,9 +212,12 @@ class Run:
         extra = {"tokenizer": self.tokenizer.name, "eos_token_id": self.tokenizer.eos_id, "task_slots": self.slots}
         save_gpt(model, folder, **extra, max_len=self.max_len, answer_budgets=self.budgets)
 
-    def checkpoint(self, where: dict, model, optimizer=None, scaler=None) -> None:
-        """Write what --resume needs. where: the `phase` (kind; "" at the end of a stage), its `stage` and `name`, and
-        of an epoch that is over also `epoch`, `samples_seen` and `steps`."""
+    def checkpoint(self, where: dict, model, optimizer=None, scaler=None, must=True) -> None:
+        """Write what --resume needs; unless it must, only if the last checkpoint of this try, or the try's beginning,
+        is --checkpoint-every seconds ago. where: the `phase` (kind; "" at the end of a stage), its `stage` and `name`,
+        and of an epoch that is over also `epoch`, `samples_seen` and `steps`."""
+        if not must and ranks.broadcast(time.monotonic() - self.saved_at < self.args.checkpoint_every):
+            return
         now, of_epoch = time.time(), "after epoch {epoch} of {phase} {name}"
         said = (of_epoch if where["phase"] else "after stage {stage}, {name}").format(**where)
         state = {"epoch": 0, "samples_seen": 0, "steps": 0, "stages": self.stages_done, "said": said} | where
@@ -218,7 +227,7 @@ class Run:
         if (size := sum(x.nbytes for x in self.kept.values())) > (most := resume.largest_checkpoint(self) // 2):
             raise RunError(f"run.kept holds {size} bytes, and a checkpoint of this run at most {most} for hooks")
         save_checkpoint(self.dir, state, model, optimizer, self.kept)
-        self.last_saved = said
+        self.last_saved, self.saved_at = said, time.monotonic()
 
     # ------------------------------------------------------------------ the end
 
