@@ -168,3 +168,9 @@ def test_what_a_chunked_loss_can_not_do_it_refuses():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="gone after one backward pass"):
         loss.backward()
+
+
+def test_a_chunk_has_a_bounded_number_of_tokens_and_of_bytes():
+    assert [chunked_file.chunk_of("cpu", V) for V in (1000, 50304, 100_000, 10**9)] == [128, 128, 78, 1]
+    assert chunked_file.chunk_of("cuda", 50304) == chunked_file.CHUNK_BYTES["cuda"] // (4 * 50304) == 1334
+    assert chunked_file.chunk_of("mps", 50304) == 156

@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 
 # The float32 logits of a chunk. A CPU's allocator keeps blocks of at most 32 MB at hand; larger ones cost page faults.
+# Nor does a CPU take more than 128 tokens: with a small vocabulary their logits then stay in its cache.
 # A GPU's chunk is 1,334 tokens of 50,304 words. Word-KD launches 33 operations on it, which takes less time than 0.4
 # TFLOP and some twenty passes over 256 MiB: so a group of 32,768 tokens, 25 chunks, doesn't wait for the program, and
 # larger chunks would only take memory: at its peak Word-KD holds eight such tensors, 2 GiB.
 CHUNK_BYTES = {"cpu": 30 * 2**20, "cuda": 2**28}
+CHUNK_TOKENS = {"cpu": 128}
+LARGE_HEAD = 2**24  # numbers of a head: a model with fewer needs so little memory that page faults cost more
 
 
 @dataclass
@@ -54,11 +57,12 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, terms, scale):
-        release_free_memory(hidden.device)
+        if head.numel() >= LARGE_HEAD:
+            release_free_memory(hidden.device)
         h = hidden.to(head.dtype)
         grad_h, grad_head = torch.zeros_like(h), torch.zeros_like(head)
         losses = at_least_float32(h.new_zeros(len(h)))
-        chunk = max(1, CHUNK_BYTES.get(h.device.type, CHUNK_BYTES["cpu"]) // (4 * len(head)))
+        chunk = chunk_of(h.device.type, len(head))
         with torch.autocast(h.device.type, enabled=False):
             for term in terms:
                 for i in range(0, len(term.tokens), chunk):
@@ -83,6 +87,12 @@ class ChunkedLoss(torch.autograd.Function):
         if factor.device.type != "cpu" or factor != 1:  # a GPU would have to be waited for
             grad_h, grad_head = grad_h * factor, grad_head * factor
         return grad_h.to(ctx.dtype), grad_head, None, None
+
+
+def chunk_of(device: str, vocab_size: int) -> int:
+    """The tokens of a chunk."""
+    fit = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // (4 * vocab_size)
+    return max(1, min(fit, CHUNK_TOKENS.get(device, fit)))
 
 
 def release_free_memory(device: torch.device) -> None:
