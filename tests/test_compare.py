@@ -150,19 +150,30 @@ def test_after_a_failed_run_the_others_are_shown_but_no_difference_of_unequal_se
     assert capsys.readouterr().out.count("95% interval") == 2
 
 
+def test_a_side_without_any_finished_run_has_no_difference(started, tmp_path, capsys):
+    started.bad = [("word", 0)]
+    assert main(["--kd none", "--kd word", "--seeds", "0", "--order", ORDER, "--runs-dir", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert "no mean difference of B and A" in printed.err and "95% interval" not in printed.out
+
+
 def test_a_run_that_replayed_nothing_is_flagged(tmp_path, capsys):
     three = "toy.woz,toy.sql,toy.cnn"
     for seed, drawn in enumerate([(2, 1), (0, 3), (0, 0)]):
         made(tmp_path, three, "LAMOL", seed, same(three, 1.0), drawn)
         folder = made(tmp_path, three, "Word-KD", seed, same(three, 1.0))
         write_jsonl(folder / "3-toy.cnn" / "pseudo.jsonl", [{"rejected": "" if seed else "no ANS"}] * 4)
-    assert main(["--kd none", "--kd word", "--seeds", "0,1,2", "--runs-dir", str(tmp_path)]) == 0
+        finish(tmp_path, RunKey(three, "finetune", seed), same(three, 1.0))  # its stages' folders are gone
+    argv = ["--kd none", "--kd word", "--method finetune", "--seeds", "0,1,2"]
+    assert main([*argv, "--runs-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split("\n\n")[-1].splitlines() == [
         "replay of A: 2 of 6 samples accepted",
         f"    NOTHING WAS REPLAYED, no sample was accepted: {three}, seed 1",
         f"    NOTHING WAS REPLAYED, no sample was drawn: {three}, seed 2",
         "replay of B: 14 of 21 samples accepted",
         f"    nothing was replayed in 3-toy.cnn: {three}, seed 0",
+        "replay of C: 0 of 0 samples accepted",
+        "    what was replayed is unknown, the folders of the stages are gone: every run",
     ]
 
 
@@ -235,7 +246,8 @@ AT = ["--kd none", "--at theirs --strength 3", "--seeds", "0", "--order", ORDER]
 
 def test_a_side_at_a_revision_runs_its_code_in_a_worktree_that_is_removed(repository, tmp_path, capsys):
     commit, runs = git("rev-parse", "theirs")[:12], tmp_path / "runs"
-    (repository / "lab" / "where.py").write_text("TEMPLATE = '/nowhere'\n")  # an edit that is not committed
+    (repository / "lab" / "where.py").write_text("TEMPLATE = '/nowhere'\n")  # edits that are not committed
+    (repository / "lab" / "paper" / "runs.py").write_text(RUNS.replace("theirs", "ours"))
     made(runs, ORDER, "LAMOL", 0, same(ORDER, 5.0))
     assert main([*AT, "--runs-dir", str(runs)]) == 0
     printed = capsys.readouterr()
@@ -247,7 +259,7 @@ def test_a_side_at_a_revision_runs_its_code_in_a_worktree_that_is_removed(reposi
     assert main([*AT, "--runs-dir", str(runs)]) == 0 and not (runs / commit / "theirs-3" / "argv.json").exists()
     git("commit", "-am", "two")
     git("branch", "-f", "theirs")  # the branch has moved: its runs are other ones
-    assert main([*AT, "--runs-dir", str(runs)]) == 1 and "theirs-3 failed" in capsys.readouterr().err
+    assert main([*AT, "--runs-dir", str(runs)]) == 1 and "ours-3 failed" in capsys.readouterr().err
     assert git("worktree", "list").count("\n") == 1 and not list(runs.glob(".*"))
 
 
