@@ -390,7 +390,7 @@ def test_a_run_without_its_picture_has_finished(lab, tmp_path, no_pictures, caps
     assert "finished already" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["figure3", "figure4", "toy"])
+@pytest.mark.parametrize("what", ["figure3", "figure5", "toy"])
 def test_a_figure_that_can_not_be_drawn_is_a_warning(what, tmp_path, no_pictures, monkeypatch, capsys):
     for key in keys_of(what, [0])[:2]:
         finish(tmp_path, key, same(key.order, 50.0))

@@ -128,7 +128,7 @@ def run_all(
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {failed[0]}")
 
 
-def start(run: Path, argv: list[str], threads: int, root: Path) -> None:
+def start(run: Path, argv: list[str], threads: int, root: Path = ROOT) -> None:
     """Run a checkout's train.py until it ends, with its output in a file beside the directory.
 
     Raises RunError if it fails, or if another process is making this run."""
