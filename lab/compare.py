@@ -27,8 +27,8 @@ from statistics import mean
 from typing import NamedTuple, NoReturn
 
 from lab.errors import DataError, LabError, RunError, replace_unprintable
-from lab.paper.numbers import differences_of, final, measures, paired, replayed
-from lab.paper.runs import ROOT, RunKey, check_same_data, finished, name_for, run_all, stages_of
+from lab.paper.numbers import differences_of, final, measures, paired
+from lab.paper.runs import ROOT, RunKey, check_same_data, finished, name_for, replayed, run_all
 from lab.paper.tables import csv_of
 from lab.run.options import Options, parse, task_names
 from lab.run.parser import build_parser
@@ -278,7 +278,7 @@ def replay_lines(letter: str, runs: dict[tuple[str, int], Path]) -> list[str]:
         what = ", ".join(f"nothing was replayed in {name}" for name, (n, _) in stages.items() if not n)
         if not accepted:
             what = f"NOTHING WAS REPLAYED, no sample was {'accepted' if drawn else 'drawn'}"
-        if not stages_of(run):
+        if not stages:
             what = "what was replayed is unknown, the folders of the stages are gone"
         wrong.setdefault(what, []).append(name_of(*pair))
     wrong.pop("", None)

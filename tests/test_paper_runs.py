@@ -13,7 +13,7 @@ import pytest
 from paper_runs import at, finish, rows_of, same
 
 from lab.paper import numbers, runs
-from lab.paper.__main__ import main
+from lab.paper.__main__ import LAPTOP, main
 from lab.paper.comparisons import COMPARISONS
 from lab.paper.experiments import EXPERIMENTS, PLAIN, TOY_ORDERS, Experiment, Row, keys_of
 from lab.paper.runs import FURTHER, METHODS, RunKey, arguments, name_for
@@ -114,14 +114,14 @@ def test_a_run_that_another_process_is_making_is_left_alone(commands, tmp_path, 
     assert not (tmp_path / name / "lock").exists()
 
 
-def test_copied_runs_count_as_finished_and_hold_the_three_small_files(commands, tmp_path, capsys):
+def test_copied_runs_count_as_finished_and_hold_the_four_small_files(commands, tmp_path, capsys):
     made, keep = tmp_path / "runs", tmp_path / "results"
     options = ["figure3", "--run", "--runs-dir", str(made), "--keep", str(keep)]
     assert main(options) == 0 and len(commands) == 5
     assert sorted(p.name for p in keep.iterdir()) == sorted(commands)
     assert not [p for p in keep.rglob("*") if p.is_file() and str(tmp_path) in p.read_text()]  # no paths of a machine
     for run in keep.iterdir():
-        assert sorted(p.name for p in run.iterdir()) == ["config.json", "scores.jsonl", "summary.json"]
+        assert sorted(p.name for p in run.iterdir()) == ["config.json", "replayed.json", "scores.jsonl", "summary.json"]
     shutil.rmtree(keep / commands[2])  # whole, but not copied: it is copied now, and not run again
     count = len(commands)
     assert main(options) == 0 and len(commands) == count and (keep / commands[2] / "config.json").exists()
@@ -179,11 +179,13 @@ def test_the_toy_comparison_runs_what_its_results_lack_and_prints_a_line_a_metho
     assert main(options) == 0 and commands == []
 
 
-def test_the_recorded_toy_runs_are_found_under_their_names_and_had_the_same_data(tmp_path, capsys):
-    assert main(["toy", "--runs-dir", str(tmp_path)]) == 0
-    printed = capsys.readouterr()
-    assert printed.err == "" and printed.out.count("| 5 |") == 5 and printed.out.count("| 3 |") == 7
-    assert "| LAMOL | 0 | – | – | – | – |" not in printed.out
+def test_recorded_runs_are_found_under_their_names_and_had_the_same_data(tmp_path, capsys):
+    for what, folder, extra in (("toy", "nano", []), ("comparisons", "table4", LAPTOP)):
+        names = {name_for(arguments(key, extra)) for key in keys_of(what, [0, 1, 2])}
+        recorded = {path.parent.name for path in (runs.ROOT / "lab" / "results" / folder).glob("*/summary.json")}
+        assert recorded <= names, recorded - names
+        assert main([what, "--runs-dir", str(tmp_path)]) == 0
+        assert f"{len(recorded)} of {len(names)} runs found" in capsys.readouterr().err or recorded == names
     assert main(["toy", "--runs-dir", str(tmp_path), "--keep", str(tmp_path)[:-1]]) == 0
     assert "| LAMOL | 0 | – | – | – | – |" in capsys.readouterr().out
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lab.errors import LabError, RunError, expand_paths, replace_unprintable
 from lab.paper.claims import claims_table
-from lab.paper.comparisons import as_rows, judge
+from lab.paper.comparisons import accepted, as_rows, judge
 from lab.paper.experiments import AGREEMENT, TABLES, Cell, cells_of, keys_of
 from lab.paper.figures import draw, draw_forest
 from lab.paper.runs import FIGURES, ROOT, RunKey, arguments, check_same_data, found, name_for, run_all
@@ -108,7 +108,7 @@ def parse_arguments(argv):
 def report(what: str, cells: list[Cell], runs: dict[RunKey, Path], style: str) -> str:
     """A table, the claims, or the comparisons, as text, Markdown or CSV."""
     if what == "toy" and style != "csv":
-        return f"{toy_table(cells)}\n\n{markdown_of(as_rows(judge('toy', runs)))}"
+        return "\n\n".join([toy_table(cells), *map(markdown_of, (as_rows(judge("toy", runs)), accepted(runs)))])
     if what not in ("claims", "comparisons"):
         return {"text": as_text, "markdown": as_markdown, "csv": as_csv}[style](cells)
     if what == "comparisons":
@@ -118,9 +118,10 @@ def report(what: str, cells: list[Cell], runs: dict[RunKey, Path], style: str) -
     if style == "csv":
         return csv_of(rows)
     if style == "markdown":
-        return markdown_of(rows)
+        return "\n\n".join(map(markdown_of, (rows, accepted(runs)) if what == "comparisons" else (rows,)))
     if what == "comparisons":
-        return "\n".join("{:<64}{:<32}{:>7}{:>18}{:>7}  {}".format(*row) for row in rows)
+        lines = ["{:<64}{:<32}{:>7}{:>18}{:>7}  {}".format(*row) for row in rows]
+        return "\n".join([*lines, "", *("{:<64}{:<32}{}".format(*row) for row in accepted(runs))])
     return "\n\n".join("{}\n    paper  {}\n    ours   {}\n    holds  {}".format(*row) for row in rows[1:])
 
 

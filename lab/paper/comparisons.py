@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from lab.paper import numbers
 from lab.paper.experiments import TOY_ORDERS, WORDINGS, orders_of
-from lab.paper.runs import RunKey
+from lab.paper.runs import RunKey, replayed
 
 HARDEST_FIRST, EASIEST_FIRST = orders_of("table4")
 DISTILLED = ("Word-KD", "Seq-KD_soft", "Seq-KD")
@@ -195,3 +195,14 @@ def as_rows(judged: list[Judged]) -> list[tuple]:
         rows.append((j.comparison.claim, str(j.comparison), f"{j.mean:+.1f}" if j.pairs else "–", interval))
         rows[-1] += (str(j.pairs), j.outcome)
     return rows
+
+
+def accepted(runs: dict[RunKey, Path]) -> list[tuple]:
+    """(order, method, accepted and drawn pseudo-samples of all seeds), for a table: of what an explanation is made."""
+    counts = {}
+    for key, run in runs.items():
+        for good, drawn in replayed(run).values():
+            before = counts.get((key.order, key.label), (0, 0))
+            counts[key.order, key.label] = before[0] + good, before[1] + drawn
+    rows = [(*place, f"{good} of {drawn}") for place, (good, drawn) in counts.items() if drawn]
+    return [("order", "method", "pseudo-samples accepted"), *rows]

@@ -80,16 +80,6 @@ def costs(run: Path) -> dict[str, float]:
     return {"seconds": whole - here + teachers, "parameters": parameters}
 
 
-def replayed(run: Path) -> dict[str, tuple[int, int]]:
-    """The folder of each stage after the first -> the samples for replay, generated or real: (accepted, drawn)."""
-    counts = {}
-    for folder in stages_of(run)[1:]:
-        file = folder / "pseudo.jsonl"
-        rejected = [line["rejected"] for line in read_jsonl(file, rejected=str)] if file.exists() else []
-        counts[folder.name] = rejected.count(""), len(rejected)
-    return counts
-
-
 # ---------------------------------------------------------------------- the numbers of a row
 
 

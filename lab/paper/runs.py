@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab.errors import DataError, LabError, RunError
-from lab.files import read_json, write_folder, write_json
+from lab.files import read_json, read_jsonl, write_folder, write_json
 from lab.run.options import parse, run_name, task_names
 from lab.run.rundir import acquire, file_lock, read_run, release
 
@@ -149,13 +149,15 @@ def start(run: Path, argv: list[str], threads: int, root: Path = ROOT) -> None:
 
 
 def copy_small_files(run: Path, folder: Path) -> None:
-    """What stands behind a table: options (without this machine's paths), scores, summary. No weights and texts."""
+    """What stands behind a table: options (without this machine's paths), scores, summary, counts of what was replayed.
+    No weights and texts."""
     folder.mkdir(parents=True)
     for file in ("scores.jsonl", "summary.json"):
         shutil.copy(run / file, folder)
     config = read_json(run / "config.json", dict)
     paths = ("data_dir", "cache_dir", "runs_dir", "teachers")
     write_json(folder / "config.json", {key: value for key, value in config.items() if key not in paths})
+    write_json(folder / "replayed.json", replayed(run))
 
 
 # ---------------------------------------------------------------------- collecting
@@ -180,6 +182,20 @@ def stages_of(run: Path) -> list[Path]:
     """The folders of a run's stages, in order."""
     folders = [folder for folder in run.glob("*-*") if folder.name.split("-")[0].isdecimal()]
     return sorted(folders, key=lambda folder: int(folder.name.split("-")[0]))
+
+
+def replayed(run: Path) -> dict[str, tuple[int, int]]:
+    """The folder of each stage after the first -> the samples for replay, generated or real: (accepted, drawn).
+
+    Nothing for a copy that lacks the counts. Raises RunError for a file that can't be read."""
+    if (run / "replayed.json").exists():
+        return read_json(run / "replayed.json", dict)
+    counts = {}
+    for folder in stages_of(run)[1:]:
+        file = folder / "pseudo.jsonl"
+        rejected = [line["rejected"] for line in read_jsonl(file, rejected=str)] if file.exists() else []
+        counts[folder.name] = rejected.count(""), len(rejected)
+    return counts
 
 
 def check_same_data(runs: dict[RunKey, Path]) -> list[Path]:
