@@ -130,20 +130,17 @@ def test_the_decoding_that_is_counted_makes_the_steps_of_the_real_one(monkeypatc
     monkeypatch.setattr(cache_file, "cache_bytes", lambda device: 400 * KVCache.column_bytes(tiny()))
     prompts, limits = prompts_of([5, 30, 1, 7, 12, *[3] * 30]), [20, 9, 60, 30, 40, *[25] * 30]
     ends = torch.tensor([1 + 7 * i % 29 for i in range(35)])
-    found = []
-    for kind in (KVCache, SizeOnly):
 
-        class Watched(kind):
-            def step(self, model, tokens, used):
-                shapes.append((len(tokens), self.columns, used))
-                return super().step(model, tokens, used)
+    def shapes_and_tokens(kind):
+        shapes, step = [], kind.step
+        with monkeypatch.context() as patch:
+            patch.setattr(decode_file, "KVCache", kind)
+            patch.setattr(kind, "step", lambda c, *a: shapes.append((len(a[1]), c.columns, a[2])) or step(c, *a))
+            return shapes, decode(tiny(), prompts, limits, 7, lambda x, rows, t: torch.where(t + 1 < ends[rows], 1, 7))
 
-        shapes = []
-        monkeypatch.setattr(decode_file, "KVCache", Watched)
-        out = decode(tiny(), prompts, limits, 7, lambda logits, rows, t: torch.where(t + 1 < ends[rows], 1, 7))
-        found.append((shapes, out))
-    assert found[0] == found[1]
-    assert len({*found[0][0]}) > 8 and max(rows * columns for rows, columns, _ in found[0][0]) <= 400
+    shapes, tokens = shapes_and_tokens(KVCache)
+    assert shapes_and_tokens(SizeOnly) == (shapes, tokens)
+    assert len({*shapes}) > 8 and max(rows * columns for rows, columns, _ in shapes) <= 400
 
 
 def test_a_layer_of_a_decoding_step_launches_eleven_operations():
