@@ -237,6 +237,12 @@ def test_the_shorter_the_rows_the_more_of_them_share_the_cache(monkeypatch, watc
     assert len(watched.shapes) == 3 * 3  # steps: 4, 30 and 8 rows, whose first token follows from the prompt
 
 
+def test_no_step_is_made_after_the_last_limit(monkeypatch, watched):
+    bounds(monkeypatch, steps=8)
+    decode(tiny(), prompts_of([3, 5, 4]), [3, 1, 2], -1, greedy)
+    assert len(watched.shapes) == 2  # the first token follows from the prompt
+
+
 def test_finished_rows_leave_the_cache_when_they_are_a_quarter_of_it(monkeypatch, watched):
     """By their limit or the stop token, once no prompt waits."""
     sevens = lambda logits, rows, t: torch.where(rows < t, 7, 1)  # noqa: E731

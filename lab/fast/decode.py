@@ -96,7 +96,8 @@ class Decoding:
             now = [(0, 0, 0) if i is None else (i, len(self.out[i]), (self.out[i] or [0])[-1]) for i in self.rows]
             numbers, t, last = move(torch.tensor(list(zip(*now))), device)
             hidden, tokens = self.read(new, last), []
-            for s in range(self.steps):
+            left = max(self.limits[i] - len(self.out[i]) for i in self.rows if i is not None)
+            for s in range(min(self.steps, left)):
                 if s > 0:
                     hidden = self.cache.step(self.model, tokens[-1], self.used(s))
                 tokens.append(pick(F.linear(hidden.to(head.dtype), head), numbers, t + s))
