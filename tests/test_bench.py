@@ -3,15 +3,23 @@
 No time is asserted here."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from tiny import prompts_of, tiny
 
 from data import make_batch
 from lab.check import bench
 from lab.check.bench_cases import cases_of, examples_of, flops_of, model_of
 from lab.check.bench_sides import TimedTeacher, generate_ours, generate_usual, step_ours, step_usual
+from lab.check.launches import NARROW, SizeOnly, launches_of_a_step
 from lab.errors import RunError
+from lab.fast import cache as cache_file
+from lab.fast import decode as decode_file
+from lab.fast.cache import KVCache
+from lab.fast.decode import decode
+from model import GPT
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 16}
 CPU = torch.device("cpu")
@@ -110,3 +118,32 @@ def test_a_teachers_clock_counts_what_it_computes_once(gpt2_tok):
     first = teacher.states(rows)
     seconds = teacher.seconds
     assert seconds > 0 and teacher.states(rows).equal(first) and teacher.seconds == seconds
+
+
+# ---------------------------------------------------------------------- what a GPU would wait for
+
+
+def test_the_decoding_that_is_counted_makes_the_steps_of_the_real_one(monkeypatch):
+    """As many, with as many rows and columns each, where rows end at the same tokens and memory is short."""
+    assert SizeOnly.budget(tiny()) == 2**31 // (2 * 12 * 768 * 2)  # that of the 124M model in bfloat16
+    monkeypatch.delattr(SizeOnly, "column_bytes")
+    monkeypatch.setattr(cache_file, "cache_bytes", lambda device: 400 * KVCache.column_bytes(tiny()))
+    prompts, limits = prompts_of([5, 30, 1, 7, 12, *[3] * 30]), [20, 9, 60, 30, 40, *[25] * 30]
+    ends = torch.tensor([1 + 7 * i % 29 for i in range(35)])
+
+    def shapes_and_tokens(kind):
+        shapes, step = [], kind.step
+        with monkeypatch.context() as patch:
+            patch.setattr(decode_file, "KVCache", kind)
+            patch.setattr(kind, "step", lambda c, *a: shapes.append((len(a[1]), c.columns, a[2])) or step(c, *a))
+            return shapes, decode(tiny(), prompts, limits, 7, lambda x, rows, t: torch.where(t + 1 < ends[rows], 1, 7))
+
+    shapes, tokens = shapes_and_tokens(KVCache)
+    assert shapes_and_tokens(SizeOnly) == (shapes, tokens)
+    assert len({*shapes}) > 8 and max(rows * columns for rows, columns, _ in shapes) <= 400
+
+
+def test_a_layer_of_a_decoding_step_launches_eleven_operations():
+    """Two layer norms, four products with their biases, two sums, GELU, attention, and one write to the cache."""
+    one, three = (launches_of_a_step(GPT(replace(NARROW, n_layer=n))) for n in (1, 3))
+    assert three - one == 2 * 11

@@ -76,11 +76,11 @@ def test_a_teachers_states_are_computed_again_without_room_or_on_another_gpu():
 
 
 def test_decoding_has_all_rows_busy_until_the_last_one_ends():
-    """466,033 columns of 36,864 bytes fit into 16 GiB: 256 rows of 200, or 233 of 2,000."""
+    """466,033 columns of 36,864 bytes fit into 16 GiB: 512 rows of 200, or 233 of 2,000."""
     card = Card(1e30, 0.0, 0.01)
-    assert cost.decoding(card, 1000, 100, 50, 100) == pytest.approx((1000 * 50 / 256 + 100) * 0.01)
+    assert cost.decoding(card, 1000, 100, 50, 100) == pytest.approx((1000 * 50 / 512 + 100) * 0.01)
     assert cost.decoding(card, 1000, 1000, 50, 1000) == pytest.approx((1000 * 50 / 233 + 1000) * 0.01)
-    assert cost.decoding(card._replace(ranks=8), 1000, 100, 50, 100) == pytest.approx((125 * 50 / 256 + 100) * 0.01)
+    assert cost.decoding(card._replace(ranks=8), 1000, 100, 50, 100) == pytest.approx((125 * 50 / 512 + 100) * 0.01)
 
 
 def test_each_teacher_is_paid_for_once_and_eight_gpus_end_with_the_last_run(monkeypatch):

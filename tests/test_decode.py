@@ -63,13 +63,13 @@ def test_prefilled_prompts_have_the_hidden_states_keys_and_values_of_each_alone(
             assert passes == wanted and cache.length.tolist() == [5, 30, 1, 7, 12]
             torch.testing.assert_close(hidden, torch.stack(last), rtol=1e-12, atol=1e-12)
             for row, n in enumerate(cache.length):  # what stands beyond the length is padding
-                of_row = [x for kv in cache.kv[:, :, row, :, :n].unbind(1) for x in kv]  # keys and values of each layer
+                of_row = [x[:, :n] for kv in cache.kv for x in kv[row]]  # keys and values of each layer
                 torch.testing.assert_close(of_row, plain[row], rtol=1e-12, atol=1e-12)
 
 
 def test_a_cached_step_has_the_hidden_state_of_the_whole_row():
     """Also after rows have left the cache, changed places or become two, as with beams, after another prompt has taken
-    the place of a row, and after the cache has got more columns."""
+    the place of a row, and after the cache has got more columns or fewer."""
     model, rows = tiny(), prompts_of([5, 30, 1, 7])
 
     def go_on(tokens):
@@ -92,8 +92,12 @@ def test_a_cached_step_has_the_hidden_state_of_the_whole_row():
         rows[3], rows[1] = prompts_of([4, 2], seed=1)
         cache.prefill(model, [3, 1], [rows[3], rows[1]])
         go_on([1, 2, 3, 4, 5])
-        cache.widen(60)
+        cache.keep(torch.arange(5), columns=60)
         go_on([1, 2, 3, 4, 5])
+        cache.keep(torch.tensor([4, 2]), more=2, columns=50)  # fewer columns, more rows
+        rows = [rows[4], rows[2], *prompts_of([3, 8], seed=2)]
+        cache.prefill(model, [2, 3], rows[2:])
+        go_on([1, 2, 3, 4])
 
 
 def test_what_mates_of_the_same_shape_say_changes_no_bit():
@@ -111,12 +115,13 @@ def test_what_mates_of_the_same_shape_say_changes_no_bit():
 # ---------------------------------------------------------------------- greedy and sampled rows
 
 
-def bounds(monkeypatch, rows=256, tokens=1024, room=64, steps=1, columns=10**6):
+def bounds(monkeypatch, rows=256, tokens=1024, room=64, steps=1, columns=10**6, multiple=16):
     """How `decode` lays its work out. columns: the most of a cache of `tiny` in float64."""
     monkeypatch.setattr(decode_file, "MAX_ROWS", rows)
     monkeypatch.setattr(cache_file, "PREFILL_TOKENS", {"cpu": tokens})
     monkeypatch.setattr(decode_file, "ROOM", room)
     monkeypatch.setattr(decode_file, "STEPS", {"cpu": steps})
+    monkeypatch.setattr(decode_file, "MULTIPLE", {"cpu": multiple})
     monkeypatch.setattr(cache_file, "cache_bytes", lambda device: columns * 8 * 2 * 2 * 16)  # 2 layers, 16 channels
 
 
@@ -186,9 +191,10 @@ class Watched(KVCache):
         self.shapes.append((len(self.length), self.columns))
         return super().step(*more)
 
-    def keep(self, rows):
-        self.kept.append((len(self.length), len(rows)))
-        super().keep(rows)
+    def keep(self, rows, *more):
+        if len(self.length):  # it begins without rows
+            self.kept.append((len(self.length), len(rows)))
+        super().keep(rows, *more)
 
 
 @pytest.fixture
@@ -212,21 +218,29 @@ def test_prompts_that_wait_take_the_places_of_rows_that_have_ended(monkeypatch, 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_memory_is_bounded_and_rows_get_columns_as_they_need_them(monkeypatch, watched, steps):
     """Short rows never get the columns that their limit would allow."""
-    bounds(monkeypatch, room=8, steps=steps, columns=200)
-    prompts, limits = prompts_of([2] * 30), [40] * 30
-    ends = lambda logits, rows, t: torch.where(t < rows % 20, 1, 7)  # noqa: E731
+    bounds(monkeypatch, room=8, steps=steps, columns=200, multiple=1)
+    prompts, limits = prompts_of([2] * 30), [60] * 30
+    ends = lambda logits, rows, t: torch.where(t < 10 + rows % 20, 1, 7)  # noqa: E731
     found = decode(tiny(), prompts, limits, 7, ends)
-    assert [len(new) for new in found] == [1 + i % 20 for i in range(30)]
+    assert [len(new) for new in found] == [11 + i % 20 for i in range(30)]
     assert all(rows * columns <= 200 for rows, columns in watched.shapes)
-    assert watched.shapes[0] == (20, 10) and max(columns for _, columns in watched.shapes) < 42
+    first = 2 + steps + 8
+    assert watched.shapes[0] == (200 // first, first) and max(columns for _, columns in watched.shapes) < 50
     assert sum(watched.read) > 30  # some have read their prompt again
 
 
-def test_prompts_of_other_lengths_have_a_cache_of_their_own(monkeypatch, watched):
-    """The shortest rows of a cache have at least half of its columns; so short prompts do not wait for long ones."""
-    bounds(monkeypatch, columns=240)
+def test_the_shorter_the_rows_the_more_of_them_share_the_cache(monkeypatch, watched):
+    """The longest prompts come first, in a cache of many columns. Where those that follow need fewer, it gets rows."""
+    bounds(monkeypatch, columns=240, multiple=1)
     decode(tiny(), prompts_of([50, 50, *[4] * 40]), [4] * 42, -1, greedy)
-    assert watched.shapes[0] == (2, 54) and max(rows for rows, columns in watched.shapes if columns == 8) == 30
+    assert watched.shapes[0] == (4, 54) and (30, 8) in watched.shapes
+    assert len(watched.shapes) == 3 * 3  # steps: 4, 30 and 8 rows, whose first token follows from the prompt
+
+
+def test_no_step_is_made_after_the_last_limit(monkeypatch, watched):
+    bounds(monkeypatch, steps=8)
+    decode(tiny(), prompts_of([3, 5, 4]), [3, 1, 2], -1, greedy)
+    assert len(watched.shapes) == 2  # the first token follows from the prompt
 
 
 def test_finished_rows_leave_the_cache_when_they_are_a_quarter_of_it(monkeypatch, watched):

@@ -1,15 +1,12 @@
 """An update: its losses, its optimizer, its schedule, its gradients. python -m pytest tests/test_learn.py"""
 
 import copy
-import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import nano
 from safetensors.torch import load_file
-from whole_runs import run, weights
+from whole_runs import run, weights, without_dropout_folder
 
 import kd
 import train
@@ -18,9 +15,9 @@ from lab.files import read_jsonl
 from lab.run import Phase, Run
 from lab.run import run as lab_run
 from lab.run.options import Options, parse, resolve
-from lab.run.pretrained import NANO, load_gpt
+from lab.run.pretrained import NANO
 from lab.run.seeds import generator_for
-from model import GPT, Block, GPTConfig
+from model import GPT, GPTConfig
 
 # ---------------------------------------------------------------------- the schedule
 
@@ -253,15 +250,6 @@ def test_a_micro_batch_bounds_the_examples_at_once_and_changes_rounding_alone(la
     assert max(rows["0"]) > 6 == max(rows["3"]) and max(rows["1"]) == 2  # a QA and an LM row of each
 
 
-def without_dropout_folder(tmp_path) -> str:
-    """Nano without dropout, whose masks depend on how rows are grouped."""
-    model = shutil.copytree(NANO, tmp_path / "still", dirs_exist_ok=True)
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return str(model)
-
-
 def test_the_teachers_memory_changes_rounding_alone_and_is_bounded(lab, monkeypatch):
     teachers, init = [], kd.Teacher.__init__
     monkeypatch.setattr(kd.Teacher, "__init__", lambda self, *a: (teachers.append(self), init(self, *a))[1])
@@ -279,26 +267,3 @@ def test_the_teachers_memory_changes_rounding_alone_and_is_bounded(lab, monkeypa
     assert min(remembered[10**9]) > 60000
     # the default is asked for in each stage, and a number wins
     assert (losses[None], remembered[None], devices) == (losses[60000], remembered[60000], ["cpu", "cpu"])
-
-
-def test_compile_compiles_every_block_that_learns(lab, tmp_path, monkeypatch, capsys):
-    """And they learn the same to rounding, without dropout, which draws other masks when compiled."""
-    if not shutil.which("g++"):
-        pytest.skip("needs g++")
-    compiled, compile_block = [], Block.compile
-    monkeypatch.setattr(Block, "compile", lambda block, **k: (compiled.append(block), compile_block(block, **k))[1])
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    losses, model = [], without_dropout_folder(tmp_path)
-    for more in ([], ["--compile"]):
-        more = [*more, "--lr", "1e-4", "--epochs", "1", "--runs-dir", str(tmp_path / f"runs{len(more)}")]
-        folder = run(lab, "--model", model, "--kd", "none", "--log-every", "1", *more)
-        losses.append([line["loss"] for line in read_jsonl(folder / "log.jsonl")])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert len(compiled) == 2 * len(load_gpt(NANO).h)  # of both tasks' students
-    # a layer's parts before and after its attention; the numbers 0 and 1 are compiled apart, all others together
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
-    monkeypatch.setenv("CXX", "no-compiler")
-    assert train.main([*lab, "--compile", "--seed", "1"]) == 1
-    assert "--compile: needs a C++ compiler" in capsys.readouterr().err
-    assert not Path(lab[5]).exists()

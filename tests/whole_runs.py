@@ -2,7 +2,9 @@
 leave."""
 
 import itertools
+import json
 import os
+import shutil
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +16,7 @@ import train
 from lab.files import read_jsonl
 from lab.run import Progress
 from lab.run.options import parse, run_name
+from lab.run.pretrained import NANO
 
 
 def value_of(arguments, option: str) -> str:
@@ -111,3 +114,12 @@ def killed_at(n: int, arguments) -> bool:
     code = in_a_child(die)
     assert code in (0, -signal.SIGKILL)
     return code != 0
+
+
+def without_dropout_folder(tmp_path) -> str:
+    """Nano without dropout, whose masks depend on how rows are grouped."""
+    model = shutil.copytree(NANO, tmp_path / "still", dirs_exist_ok=True)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return str(model)

@@ -32,6 +32,7 @@ import torch
 from data import IGNORE, Sample, encode_parts
 from lab.errors import RunError
 from lab.files import write_jsonl
+from lab.run.device import has_compiler
 from lab.run.encoding import encode_task
 from lab.run.pretrained import gpt2_tokenizer, load_gpt, nano_tokenizer
 from lab.tasks import load_task
@@ -138,6 +139,8 @@ def launches_cases(quick: bool, where: dict) -> list[dict]:
     tasks = (("woz", "cnn"), ("sql", "woz"), ("cnn", "sql"), ("ag", "woz"))
     cases = [updates | {"name": f"update of {a}, after {b}", "task": a, "earlier": b} for a, b in tasks]
     cases.append(base | {"count": "step", "name": "decoding step"})
+    if has_compiler():
+        cases.append(base | {"count": "compiled", "name": "decoding step, --compile"})
     orders = ("woz,sql,cnn",) if quick else ("woz,sql,cnn", "dbpedia,yahoo,ag,amazon,yelp")
     return cases + [base | {"count": "run", "name": order, "order": order} for order in orders]
 

@@ -254,7 +254,8 @@ def of_generation(tokens, seconds, peak, held) -> dict:
 
 def launches_ours(case, device, dtype) -> dict:
     """What a GPU would wait for, see launches.py."""
-    counts = {"update": launches.update_launches, "step": launches.step_launches, "run": launches.decoding_steps}
+    counts = {"update": launches.update_launches, "step": launches.step_launches}
+    counts |= {"compiled": launches.compiled_launches, "run": launches.decoding_steps}
     return counts[case["count"]](case)
 
 

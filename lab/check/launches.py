@@ -7,6 +7,7 @@ operation counts once; where a GPU has one for all parameters (clipping), a CPU 
 
 import contextlib
 import io
+import re
 from unittest.mock import patch
 
 import torch
@@ -14,8 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kd
 from data import IGNORE, answer_budget, make_batch, plan_epoch
+from lab.errors import RunError
 from lab.fast import chunked, decode
 from lab.fast.cache import KVCache
+from lab.fast.compiled import compile_model, compiled_step
 from lab.fast.packing import Layout
 from lab.run.encoding import encode_task
 from lab.run.options import Options
@@ -104,8 +107,7 @@ class SizeOnly(KVCache):
     steps = 0
 
     def __init__(self, model, rows, columns):
-        self.kv = torch.zeros(1, device="meta").expand(2, 1, rows, 1, columns, 1)
-        self.length = torch.zeros(rows)
+        self.kv, self.length = [torch.zeros(rows, 2, 1, columns, 1, device="meta")], torch.zeros(rows)
 
     @classmethod
     def column_bytes(cls, model) -> int:
@@ -118,22 +120,48 @@ class SizeOnly(KVCache):
         SizeOnly.steps += 1
         return torch.zeros(len(tokens), model.config.n_embd)
 
-    def keep(self, rows):
-        self.length = self.length[rows]
-
-    def widen(self, columns):
-        self.kv = self.kv[..., :1, :].expand(2, 1, -1, 1, columns, 1)
+    def keep(self, rows, more=0, columns=0):
+        self.__init__(None, len(rows) + more, columns or self.columns)
 
 
 def step_launches(case: dict) -> dict:
-    """Launches of a decoding step: those of 20 steps with 8 rows, less those of 10."""
+    """Launches of a decoding step."""
     torch.manual_seed(0)
-    model, found = GPT(NARROW), []
+    return {"step": launches_of_a_step(GPT(NARROW))}
+
+
+def launches_of_a_step(model) -> float:
+    """Those of 20 steps with 8 rows, less those of 10."""
+    found = []
     for steps in (10, 20):
         with Launches() as launches:
-            decode.decode(model, [[1, 2, 3]] * 8, [steps] * 8, -1, lambda logits, rows, t: logits.argmax(dim=-1))
+            generate(model, steps)
         found.append(launches.n)
-    return {"step": (found[1] - found[0]) / 10}
+    return (found[1] - found[0]) / 10
+
+
+def generate(model, steps: int) -> list[list[int]]:
+    return decode.decode(model, [[1, 2, 3]] * 8, [steps] * 8, -1, lambda logits, rows, t: logits.argmax(dim=-1))
+
+
+def compiled_launches(case: dict) -> dict:
+    """Launches of a decoding step with --compile: calls in the code that torch.compile makes of it for a CPU, and what
+    is left to do outside. Raises RunError if its tokens are other ones."""
+    from torch._inductor.utils import run_and_get_code  # large: not for the measurements of memory
+
+    torch.manual_seed(0)
+    model = GPT(NARROW)
+    wanted = generate(model, 10)
+    compile_model(model)
+    found, codes = run_and_get_code(generate, model, 10)
+    if found != wanted:
+        raise RunError("a compiled model generates other tokens")
+    call = re.compile(r"^ +(?:\w+ = )?(?:cpp_fused_\w+|extern_kernels\.\w+|torch\.ops\.[\w.]+)\(", re.MULTILINE)
+    inside = max(len(call.findall(code.split("def call(")[1])) for code in codes)  # others are of a block
+    states = torch.zeros(8, NARROW.n_embd)
+    with patch.object(torch, "compile", lambda function: lambda *arguments: states):
+        model.read_tokens = compiled_step()
+    return {"step": inside + launches_of_a_step(model)}
 
 
 def decoding_steps(case: dict) -> dict:
@@ -149,7 +177,8 @@ def decoding_steps(case: dict) -> dict:
             return (t + 1 >= ends[rows]).long()  # 1 stops
 
         SizeOnly.steps = 0
-        with patch.object(decode, "KVCache", SizeOnly):
+        of_gpu = {name: {"cpu": getattr(decode, name)["cuda"]} for name in ("STEPS", "MULTIPLE")}
+        with patch.multiple(decode, KVCache=SizeOnly, **of_gpu):
             decode.decode(GPT(NARROW), [[0] * n for n in prompts], limits, 1, pick)
         return SizeOnly.steps
 

@@ -13,11 +13,6 @@ def cache_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**31
 
 
-def budget_of(model) -> int:
-    """How many columns all rows of the cache may have together."""
-    return cache_bytes(model.device) // KVCache.column_bytes(model)
-
-
 def of_device(values: dict, device: torch.device):
     return values.get(device.type, values["cpu"])
 
@@ -33,9 +28,11 @@ class KVCache:
 
     def __init__(self, model, rows: int, columns: int):
         c = model.config
-        shape = (2, c.n_layer, rows, c.n_head, columns, c.n_embd // c.n_head)  # (2, L, B, H, columns, C/H)
-        self.kv = torch.zeros(shape, dtype=self.dtype_of(model), device=model.device)
+        like = {"dtype": self.dtype_of(model), "device": model.device}
+        shape = (rows, 2, c.n_head, columns, c.n_embd // c.n_head)
+        self.kv = [torch.zeros(shape, **like) for _ in range(c.n_layer)]  # of each layer (B, 2, H, columns, C/H)
         self.length = torch.zeros(rows, dtype=torch.long, device=model.device)  # (B,)
+        self.mask = torch.full((c.n_positions, c.n_positions), -torch.inf, **like).triu(1)  # row t: what token t sees
 
     @staticmethod
     def dtype_of(model) -> torch.dtype:
@@ -47,9 +44,14 @@ class KVCache:
         """What one token takes."""
         return 2 * model.config.n_layer * model.config.n_embd * cls.dtype_of(model).itemsize
 
+    @classmethod
+    def budget(cls, model) -> int:
+        """How many columns all rows may have together."""
+        return cache_bytes(model.device) // cls.column_bytes(model)
+
     @property
     def columns(self) -> int:
-        return self.kv.size(4)
+        return self.kv[0].size(3)
 
     def prefill(self, model, rows: list[int], prompts: list[list[int]]) -> torch.Tensor:
         """Read a prompt into each of these rows. Returns the hidden states (b, C) of their last tokens.
@@ -71,13 +73,14 @@ class KVCache:
 
     def attend_to_prompts(self, model, packing: Packing, rows: torch.Tensor):
         """The attention of packed prompts that also writes their keys and values into `rows` (b,)."""
-        layers = iter(range(model.config.n_layer))  # the model asks for attention a layer at a time, in their order
+        layers = iter(self.kv)  # the model asks for attention a layer at a time, in their order
 
+        @torch.compiler.disable  # the number of blocks changes from call to call
         def attend(qkv, dropout):
-            out, first, layer = [], 0, next(layers)
+            out, first, kv = [], 0, next(layers)
             for block, place in packing.padded_blocks(qkv):
                 _, R, _, T, _ = block.shape
-                self.kv[:, layer, rows[first : first + R], :, :T] = block[1:].to(self.kv.dtype)
+                kv[rows[first : first + R], :, :, :T] = block[1:].transpose(0, 1)
                 out.append(packing.unpad(model.causal(block, dropout), place))
                 first += R
             return torch.cat(out).transpose(0, 1)[None]
@@ -88,36 +91,37 @@ class KVCache:
         """Read the next token of each row, tokens (B,). used: the columns in use with them, or more.
 
         Returns the hidden states (B, C). A row that has ended may wait for its mates at the end of its columns."""
-        self.used, self.rows = used, torch.arange(len(self.length), device=self.length.device)
-        self.at = self.length.clamp(max=min(self.columns, model.config.n_positions) - 1)
-        hidden = torch.arange(used, device=self.length.device) > self.at[:, None]
-        self.mask = torch.zeros(hidden.shape, dtype=self.kv.dtype, device=hidden.device)
-        self.mask = self.mask.masked_fill(hidden, -torch.inf)[:, None, None]  # (B, 1, 1, used), added to the scores
-        self.length = self.length + 1
-        self.layers = iter(range(model.config.n_layer))
-        return model.hidden(tokens[:, None], self.at[:, None], self.attend_to_cache)[:, 0]
+        at = self.length.clamp(max=used - 1)
+        self.length += 1
+        return getattr(model, "read_tokens", read_tokens)(model, tokens, at, self.kv, self.mask[:, :used])
 
-    def attend_to_cache(self, qkv, dropout: float):
+    def keep(self, rows: torch.Tensor, more: int = 0, columns: int = 0) -> None:
+        """Go on with `rows` (b,) alone, in their order, and `more` empty ones. A row named twice becomes two.
+
+        columns: how many the cache gets, 0: as many as it has."""
+        n, columns = len(rows) + more, columns or self.columns
+        seen = min(columns, self.columns)
+        for layer, old in enumerate(self.kv):  # in the memory that is there: fresh memory costs more than the copy
+            fits = n <= len(old) and columns == old.size(3)
+            new = old[:n] if fits else old.new_zeros(n, *old.shape[1:3], columns, old.size(4))
+            new[: len(rows), :, :, :seen] = old[:, :, :, :seen].index_select(0, rows)
+            self.kv[layer] = new
+        self.length = F.pad(self.length[rows], (0, more))
+
+
+def read_tokens(model, tokens, at, kv, mask):
+    """One token of each row through the model: tokens (B,), written at the columns `at` (B,) -> hidden states (B, C).
+
+    kv: keys and values of each layer, (B, 2, H, columns, C/H). mask: causal, (n_positions, used), whose row t tells
+    which of the columns in use a token at column t sees."""
+    rows, used = torch.arange(len(at), device=at.device), mask.size(1)
+    layers, mask = iter(kv), mask[at, None, None]  # (B, 1, 1, used), added to the scores
+
+    def attend(qkv, dropout):
         """Write one token a row, then attend to all tokens of its row: (3, B, H, 1, C/H) -> (B, H, 1, C/H)."""
-        layer = next(self.layers)
-        # `layer`, `rows` and `at` stand apart from each other, so that their dimension, B, comes first
-        self.kv[:, layer, self.rows, :, self.at] = qkv[1:, :, :, 0].transpose(0, 1)  # (B, 2, H, C/H)
-        k, v = self.kv[:, layer, :, :, : self.used].unbind(0)
-        return F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=self.mask)
+        kv = next(layers)
+        kv[rows, :, :, at] = qkv[1:, :, :, 0].transpose(0, 1)  # (B, 2, H, C/H)
+        k, v = kv[:, :, :, :used].unbind(1)
+        return F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask)
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with `rows` (b,) alone, in their order. A row named twice becomes two."""
-        if len(rows) > self.kv.size(2):
-            self.kv = self.kv.index_select(2, rows)
-        else:  # in the memory that is there, a layer at a time: fresh memory costs more than the copy
-            for kv in self.kv.unbind(1):  # (2, B, H, columns, C/H)
-                kv[:, : len(rows)] = kv.index_select(1, rows)
-            self.kv = self.kv[:, :, : len(rows)]
-        self.length = self.length[rows]
-
-    def widen(self, columns: int) -> None:
-        """Make room for more tokens."""
-        *shape, before, channels = self.kv.shape
-        kv = self.kv.new_zeros(*shape, columns, channels)
-        kv[..., :before, :] = self.kv
-        self.kv = kv
+    return model.hidden(tokens[:, None], at[:, None], attend)[:, 0]

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from lab.fast.cache import KVCache, budget_of, of_device
+from lab.fast.cache import KVCache, of_device
 from lab.fast.packing import move
 
-MAX_ROWS = 256  # in the cache
-ROOM = 64  # columns for new tokens at first; later their number doubles
-MULTIPLE = {"cpu": 16, "cuda": 64}  # a step attends to so many columns or a multiple: kernels see few shapes
+MAX_ROWS = 512  # in the cache
+ROOM = 32  # columns for new tokens, beyond those of the next round
+MULTIPLE = {"cpu": 16, "cuda": 32}  # a step attends to so many columns or a multiple: kernels see few shapes
 STEPS = {"cpu": 1, "cuda": 8}  # between two looks at which rows have ended, for which a GPU is waited for
 
 
@@ -35,7 +35,6 @@ def longest_first(model, prompts, limits) -> list[int]:
     return [i for i in order if limits[i] > 0]
 
 
-@torch.compiler.set_stance("force_eager")  # a step's shapes change too often for blocks compiled for training
 @torch.no_grad()
 def shared(model, prompts, limits, work: Callable) -> list[list[int]]:
     """work(numbers) gives {number: new tokens}. Each process decodes its share of the prompts, in evaluation mode."""
@@ -75,14 +74,7 @@ def decode(model, prompts, limits, stop_id: int, pick: Callable) -> list[list[in
     Raises ValueError for an empty prompt, or one that does not fit into the context together with its new tokens."""
 
     def work(queue):
-        out = {}
-        while queue:
-            columns = [len(prompts[i]) + min(limits[i], ROOM) for i in queue]
-            least = columns[0] // 2 if min(MAX_ROWS, len(queue)) * columns[0] > budget_of(model) else 0
-            band = [i for i, n in zip(queue, columns) if n >= least]  # where memory is short, only of similar length
-            out |= Decoding(model, band, prompts, limits, stop_id).run(pick)
-            queue = [i for i in queue if i not in out]
-        return out
+        return Decoding(model, queue, prompts, limits, stop_id).run(pick)
 
     return shared(model, prompts, limits, work)
 
@@ -92,79 +84,85 @@ class Decoding:
 
     def __init__(self, model, queue, prompts, limits, stop_id):
         self.model, self.prompts, self.limits, self.stop_id = model, prompts, limits, stop_id
-        self.budget = budget_of(model)
-        columns = max(len(prompts[i]) + min(limits[i], ROOM) for i in queue)
-        n = max(1, min(MAX_ROWS, len(queue), self.budget // columns))
-        self.cache, self.steps = KVCache(model, n, columns), of_device(STEPS, model.device)
         self.queue, self.out = queue, {i: [] for i in queue}
-        self.rows = [None] * n  # the prompt in each row of the cache, None where it has ended
-        self.hidden = torch.zeros(n, model.config.n_embd, dtype=model.ln_f.weight.dtype, device=model.device)
-        self.token = torch.zeros(n, dtype=torch.long, device=model.device)  # the last one of each row
+        self.cache, self.rows = KVCache(model, 0, 0), []  # the prompt in each row of the cache, None where it has ended
+        self.budget, self.steps = KVCache.budget(model), of_device(STEPS, model.device)
 
     def run(self, pick) -> dict[int, list[int]]:
         """The new tokens of each prompt. A round ends with a look at which rows have ended."""
         head, device = self.model.head(), self.model.device
         while self.queue or any(i is not None for i in self.rows):
-            new = self.refill()
-            self.make_room(new)
-            self.read(new)
-            now = [(0, 0) if i is None else (i, len(self.out[i])) for i in self.rows]
-            numbers, t = move(torch.tensor(now).t().contiguous(), device)
-            tokens = []
-            for s in range(self.steps):
+            new = self.arrange()
+            now = [(0, 0, 0) if i is None else (i, len(self.out[i]), (self.out[i] or [0])[-1]) for i in self.rows]
+            numbers, t, last = move(torch.tensor(list(zip(*now))), device)
+            hidden, tokens = self.read(new, last), []
+            left = max(self.limits[i] - len(self.out[i]) for i in self.rows if i is not None)
+            for s in range(min(self.steps, left)):
                 if s > 0:
-                    self.hidden = self.cache.step(self.model, self.token, self.used(s))
-                self.token = pick(F.linear(self.hidden.to(head.dtype), head), numbers, t + s)
-                tokens.append(self.token)
+                    hidden = self.cache.step(self.model, tokens[-1], self.used(s))
+                tokens.append(pick(F.linear(hidden.to(head.dtype), head), numbers, t + s))
             self.append(torch.stack(tokens, dim=1).tolist())
         return self.out
 
     def going(self, i) -> bool:
         return len(self.out[i]) < self.limits[i] and self.out[i][-1:] != [self.stop_id]
 
-    def needed(self, more: int) -> int:
-        """The columns in use after more steps."""
-        lengths = ((i, len(self.out[i]) + more) for i in self.rows if i is not None)
-        return max(len(self.prompts[i]) + min(n, self.limits[i]) for i, n in lengths)
+    def columns_of(self, rows, more: int) -> int:
+        """The columns in use after so many more tokens, rounded up."""
+        multiple = of_device(MULTIPLE, self.model.device)
+        longest = max(len(self.prompts[i]) + min(len(self.out[i]) + more, self.limits[i]) for i in rows)
+        return min(-(-longest // multiple) * multiple, self.model.config.n_positions)
 
     def used(self, more: int) -> int:
-        """The same, rounded up, so that kernels see few shapes."""
-        multiple = of_device(MULTIPLE, self.model.device)
-        return min(-(-self.needed(more) // multiple) * multiple, self.cache.columns)
+        return self.columns_of([i for i in self.rows if i is not None], more)
 
-    def refill(self) -> set[int]:
-        """Prompts from the queue take the places of rows that have ended, once these are a quarter."""
-        ended, new = [j for j, i in enumerate(self.rows) if i is None], set()
-        if 4 * len(ended) >= len(self.rows):
-            for j, i in zip(ended, self.queue):
-                self.rows[j] = i
-                new.add(i)
-            self.queue = self.queue[len(new) :]
-        return new
+    def fitting(self, candidates) -> tuple[list[int], int]:
+        """As many of these prompts as the cache has room for, and the columns that they get."""
+        rows, columns = [], 0
+        for i in candidates[:MAX_ROWS]:
+            wider = max(columns, self.columns_of([i], self.steps + ROOM))
+            if rows and (len(rows) + 1) * wider > self.budget:
+                break
+            rows.append(i)
+            columns = wider
+        return rows, columns
 
-    def make_room(self, new: set[int]) -> None:
-        """The cache gets more columns, for fewer rows if need be. Rows that have ended leave once nothing waits."""
-        columns = self.cache.columns
-        if (needed := self.needed(self.steps - 1)) > columns:
-            columns = min(max(2 * columns, needed), self.model.config.n_positions)
-        live = sorted((j for j, i in enumerate(self.rows) if i is not None), key=lambda j: self.rows[j] in new)
-        most = max(1, self.budget // columns)
-        if most < len(self.rows) or len(live) <= 0.75 * len(self.rows):
-            self.queue = [self.rows[j] for j in live[most:]] + self.queue  # these go on later, from what they have
-            at, self.rows = move(torch.tensor(live[:most]), self.model.device), [self.rows[j] for j in live[:most]]
-            self.cache.keep(at)
-            self.hidden, self.token = self.hidden[at], self.token[at]
-        if columns > self.cache.columns:
-            self.cache.widen(columns)
+    def arrange(self) -> set[int]:
+        """Choose the rows and columns of the cache for the next round. Returns the prompts that are new in it.
 
-    def read(self, new: set[int]) -> None:
+        Nothing changes before a quarter of the rows has ended or a row needs more columns. Then the cache gets as many
+        rows as it has room for, in as few columns as they need: more rows as the prompts get shorter, fewer as a row
+        gets longer. Rows that have no room, those with the fewest new tokens, return to the queue."""
+        live, now = [i for i in self.rows if i is not None], self.cache.columns
+        if 4 * len(live) > 3 * len(self.rows) and self.used(self.steps - 1) <= now:
+            return set()
+        live.sort(key=lambda i: len(self.out[i]), reverse=True)
+        chosen, columns = self.fitting(live + self.queue)
+        if len(chosen) * now <= self.budget and self.columns_of(chosen, self.steps) <= now:
+            columns = now
+        kept, new = chosen[: len(live)], chosen[len(live) :]
+        self.queue = live[len(kept) :] + self.queue[len(new) :]
+        if columns == now and 0.75 * len(self.rows) < len(chosen) <= len(self.rows) and kept == live:
+            fresh = iter(new)  # they take the places of rows that have ended
+            self.rows = [next(fresh, None) if i is None else i for i in self.rows]
+        else:
+            at = torch.tensor([self.rows.index(i) for i in kept], dtype=torch.long)
+            self.cache.keep(move(at, self.model.device), len(new), columns)
+            self.rows = chosen
+        return set(new)
+
+    def read(self, new: set[int], last: torch.Tensor) -> torch.Tensor:
         """Rows that go on read their last token, new ones their prompt: what the next token follows from."""
-        if any(i is not None and i not in new for i in self.rows):
-            self.hidden = self.cache.step(self.model, self.token, self.used(0))
-        if fresh := [j for j, i in enumerate(self.rows) if i in new]:
+        fresh = [j for j, i in enumerate(self.rows) if i in new]
+        if len(fresh) < len(self.rows):
+            hidden = self.cache.step(self.model, last, self.used(0))
+        if fresh:
             prompts = [self.prompts[self.rows[j]] + self.out[self.rows[j]] for j in fresh]
             states = self.cache.prefill(self.model, fresh, prompts)
-            self.hidden = self.hidden.index_copy(0, move(torch.tensor(fresh), self.model.device), states)
+            if len(fresh) == len(self.rows):
+                return states
+            hidden = hidden.index_copy(0, move(torch.tensor(fresh), self.model.device), states)
+        return hidden
 
     def append(self, tokens: list[list[int]]) -> None:
         """Add the tokens of a round to each row, up to its end."""
@@ -190,7 +188,7 @@ def beam_search(model, prompts, limits, stop_id: int, beams: int) -> list[list[i
     def work(queue):
         out = {}
         while queue:  # as many prompts at a time as the cache has room for with all their beams
-            n = max(1, min(MAX_ROWS, budget_of(model) // (len(prompts[queue[0]]) + limits[queue[0]])) // beams)
+            n = max(1, min(MAX_ROWS, KVCache.budget(model) // (len(prompts[queue[0]]) + limits[queue[0]])) // beams)
             now, queue = queue[:n], queue[n:]
             found = decode_beams(model, [prompts[i] for i in now], [limits[i] for i in now], stop_id, beams)
             out |= dict(zip(now, found))

@@ -49,6 +49,11 @@ def nvidia_driver() -> str:
     return next((path for path in paths if path and os.path.exists(path)), "")
 
 
+def has_compiler() -> bool:
+    """Is there a C++ compiler for torch.compile?"""
+    return shutil.which((os.environ.get("CXX") or "g++").split()[0]) is not None
+
+
 def explanation(kind: str, error: str) -> str:
     """What an error of a device says, in one line. For a GPU that is too old or too new for this torch, what to do."""
     if "no kernel image" not in error:

@@ -51,9 +51,6 @@ class Progress:
         self.epoch, self.step, self.indices = 1, 0, []
         if scaler.is_enabled():
             scaler.scale(torch.zeros((), device=run.device))  # a process without rows in the first update needs it, too
-        if run.args.compile:
-            for block in model.h:
-                block.compile(dynamic=True)
         self.restore()
 
     def restore(self) -> None:

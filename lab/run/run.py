@@ -12,6 +12,7 @@ import torch
 from data import Task
 from eval import predict, score, summarise, table
 from lab.errors import RunError
+from lab.fast.compiled import compile_model
 from lab.fast.packing import move
 from lab.files import append_jsonl, replacing, short_name, write_folder, write_json, write_jsonl
 from lab.run import failure, ranks, resume, setup
@@ -93,7 +94,7 @@ class Run:
 
     def pretrained_copy(self) -> GPT:
         """A copy of the model that every student starts from."""
-        return copy.deepcopy(self.pretrained).to(self.device)
+        return self.ready(copy.deepcopy(self.pretrained))
 
     def new_student(self) -> GPT:
         """The student at the beginning of this try; at --resume or --continue that of the last stage."""
@@ -101,7 +102,13 @@ class Run:
 
     def new_teacher(self) -> GPT:
         """Where every teacher starts: --teacher-model, by default the student's --model."""
-        return copy.deepcopy(self.teacher_start).to(self.device)
+        return self.ready(copy.deepcopy(self.teacher_start))
+
+    def ready(self, model) -> GPT:
+        """A model on the device; with --compile, compiled."""
+        if self.args.compile:
+            compile_model(model)
+        return model.to(self.device)
 
     def saved_teacher(self, task, train) -> GPT:
         """The teacher of a task: loaded, or trained by train(phase), evaluated and saved."""

@@ -1,8 +1,6 @@
 """What a run begins with: its options as device, models, tokenizer, tasks; and its config.json."""
 
-import os
 import platform
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import torch
 from data import answer_budget
 from lab.errors import RunError
 from lab.fast.packing import Layout
-from lab.run.device import choose_device
+from lab.run.device import choose_device, has_compiler
 from lab.run.encoding import encode_task, hash_of_examples
 from lab.run.options import full_name, model_reason
 from lab.run.pretrained import pretrained
@@ -25,7 +23,7 @@ def load(run) -> str:
     """Load tasks, models and tokenizer. Returns the reason for the device. Raises LabError."""
     args = run.args
     run.device, run.dtype, why = choose_device(args.device, args.dtype)
-    if args.compile and not shutil.which((os.environ.get("CXX") or "g++").split()[0]):
+    if args.compile and not has_compiler():
         raise RunError("--compile: needs a C++ compiler; install g++, or name one in the variable CXX")
     load_models(run)
     run.tasks = [

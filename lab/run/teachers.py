@@ -86,4 +86,4 @@ def load_teacher(run, task, folder: Path) -> GPT:
         raise RunError(f"{folder} holds no complete teacher of {task.name} ({e}); delete it to train it anew") from None
     is_time = type(seconds) in (int, float) and 0 <= seconds < 1e9
     run.teacher_times[task.name] = seconds if is_time else None
-    return teacher.to(run.device)
+    return run.ready(teacher)
