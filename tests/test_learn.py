@@ -254,16 +254,16 @@ def test_the_teachers_memory_changes_rounding_alone_and_is_bounded(lab, monkeypa
     teachers, init = [], kd.Teacher.__init__
     monkeypatch.setattr(kd.Teacher, "__init__", lambda self, *a: (teachers.append(self), init(self, *a))[1])
     losses, remembered, devices = {}, {}, []
-    monkeypatch.setattr(lab_run, "cache_bytes", lambda device: devices.append(device.type) or 60000)
-    for cache in (10**9, 60000, 0, None):
+    monkeypatch.setattr(lab_run, "cache_bytes", lambda device: devices.append(device.type) or 40000)
+    for cache in (10**9, 40000, 0, None):
         teachers.clear()
         given = [] if cache is None else ["--teacher-cache", str(cache)]
         folder = run(lab, "--log-every", "1", "--runs-dir", f"{lab[5]}{cache}", *given)
         losses[cache] = [x["loss"] for x in read_jsonl(folder / "log.jsonl") if x["phase"] == "student"]
         remembered[cache] = [sum(states.nbytes for states in t.cache.values()) for t in teachers]
-    for cache in (60000, 0):
+    for cache in (40000, 0):
         assert losses[cache] == pytest.approx(losses[10**9], rel=1e-4)
-    assert all(0 < n <= 60000 for n in remembered[60000]) and remembered[0] == [0, 0]
-    assert min(remembered[10**9]) > 60000
+    assert all(0 < n <= 40000 for n in remembered[40000]) and remembered[0] == [0, 0]
+    assert min(remembered[10**9]) > 40000
     # the default is asked for in each stage, and a number wins
-    assert (losses[None], remembered[None], devices) == (losses[60000], remembered[60000], ["cpu", "cpu"])
+    assert (losses[None], remembered[None], devices) == (losses[40000], remembered[40000], ["cpu", "cpu"])
