@@ -144,7 +144,7 @@ def test_a_run_knows_what_its_teachers_took_wherever_they_were_trained(lab):
 def test_what_a_teacher_says_of_its_time_spoils_no_checkpoint(seconds, tmp_path):
     save_gpt(nano(), tmp_path / "model")
     (tmp_path / "config.json").write_text(f'{{"seconds": {seconds}}}')
-    one = SimpleNamespace(teacher_start=nano(), teacher_times={}, device=torch.device("cpu"))
+    one = SimpleNamespace(teacher_start=nano(), teacher_times={}, ready=lambda model: model)
     load_teacher(one, SimpleNamespace(name="colors"), tmp_path)
     assert one.teacher_times == {"colors": None}
 
