@@ -6,6 +6,7 @@ PLAN = "return [batch for batch in plan if batch]"
 PART = 'lm + 2 * replay if rule == "added" else lm.long()'
 KL = 'F.kl_div(student, teacher, reduction="none", log_target=True)'
 LARGE_K = "a_k_above_the_vocabulary_keeps_all"
+BOTH_AVERAGES = "average_is_of_the_last_stage average_of_single_is_of_its_models"
 BY_GROUP = "return [w for group in batch for w in whole([group], *rest)]"
 
 # function -> (what stands there, what a student has written, the laws that break)
@@ -89,7 +90,8 @@ WRONG = {
         ("if ids[-1] != tokenizer.eos_id:", "if True:", "a_whole_example_is_a_sample"),
     ],
     "eval.summarise": [
-        ("for task in order]),", "for task in order[:-1]]),", "average_is_of_the_last_stage"),
+        ("for task in order]),", "for task in order[:-1]]),", BOTH_AVERAGES),
+        ("final_scores(method, o", "final_scores('lamol', o", "average_of_single_is_of_its_models"),
         ("r(n, j) - r(j, j)", "r(j, j) - r(n, j)", "backward_transfer_is_below_0_where_it_was_forgotten"),
         ("best(j) - r(n, j)", "r(n, j) - best(j)", "forgetting_is_from_the_best_score_before"),
         ("best(j) - r(n, j)", "r(j, j) - r(n, j)", "forgetting_is_from_the_best_score_before"),

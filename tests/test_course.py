@@ -83,7 +83,8 @@ def test_a_hint_names_the_law_and_the_smallest_input_that_breaks_it(tmp_path):
     assert report(NLL, try_exercise(NLL, folder)).splitlines() == [
         "kd.nll                    3 of  6   hard targets",
         "  - The loss of a token is -log P(label), with the natural logarithm (nats). (3 points)",
-        "    logits=[[0.0, 0.0]], targets=[0]: expected [0.6931], got [1.386]",
+        "      logits=[[0.0, 0.0]], targets=[0]",
+        "      expected [0.6931], got [1.386]",
     ]
     edited(folder, NLL, BODY_OF_NLL, "return 1 / 0")
     assert "ZeroDivisionError: division by zero (kd.py, line 30)" in report(NLL, try_exercise(NLL, folder))

@@ -21,11 +21,10 @@ def words(ids) -> str:
 # ---------------------------------------------------------------------- encode_parts
 
 
-def expect_sample(wanted, encode_parts, of, what, c=(1,), q=(2,), a=(3,), max_len=20, stopped=True, id="x"):
+def expect_sample(wanted, encode_parts, of, what, c=(1,), q=(2,), a=(3,), max_len=20, **more):
     """Some part of what encode_parts makes of context, question and answer."""
     parts = {name: list(ids) for name, ids in (("c", c), ("q", q), ("a", a))}
-    options = {"task_id": TASK, "tokenizer": TOKENIZER, "max_len": max_len, "stopped": stopped, "id": id}
-    expect(wanted, encode_parts, of, what, **parts, **options)
+    expect(wanted, encode_parts, of, what, **parts, task_id=TASK, tokenizer=TOKENIZER, max_len=max_len, **more)
 
 
 def both_ids(sample) -> str:
@@ -67,13 +66,13 @@ def the_qa_row_learns_the_answer_alone(encode_parts):
 def a_cut_answer_has_no_eos(encode_parts):
     """An answer that did not fit did not end here. A model that learned EOS behind it would learn to stop in the
     middle."""
-    expect_sample(0, encode_parts, count_eos, "EOS among the labels, so many times: ", a=(3, 4, 5), max_len=5)
+    expect_sample(0, encode_parts, count_eos, "the number of EOS among the labels ", a=(3, 4, 5), max_len=5)
 
 
 @law(1)
 def an_answer_that_never_stopped_has_no_eos(encode_parts):
     """A teacher's answer that never stopped has no EOS behind it."""
-    expect_sample(0, encode_parts, count_eos, "EOS among the labels, so many times: ", stopped=False)
+    expect_sample(0, encode_parts, count_eos, "the number of EOS among the labels ", stopped=False)
 
 
 def count_eos(sample) -> int:
@@ -111,8 +110,8 @@ def what_was_cut_is_counted(encode_parts):
     def counts(sample):
         return [sample.context_cut, sample.answer_cut, sample.id]
 
-    expect_sample([0, 0, "x"], encode_parts, counts, what)
-    expect_sample([2, 1, "y"], encode_parts, counts, what, (1, 2), (4,), (5, 6, 7), max_len=5, id="y")
+    expect_sample([0, 0, "x"], encode_parts, counts, what, stopped=True, id="x")
+    expect_sample([2, 1, "x"], encode_parts, counts, what, (1, 2), (4,), (5, 6, 7), 5, stopped=True, id="x")
 
 
 ENCODE_PARTS = (

@@ -13,6 +13,7 @@ import secrets
 import select
 import signal
 import sys
+import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -56,9 +57,10 @@ def report(exercise: Exercise, reasons: list[str]) -> str:
         return "\n".join([*lines, *(f"    {reason}" for reason in set(reasons) if reason)])
     for law, reason in zip(exercise.laws, reasons):
         if reason and reason != NOT_TRIED:
-            lines += [f"  - {law.words} ({law.points} point{'s' * (law.points > 1)})", f"    {reason}"]
+            words = f"  - {law.words} ({law.points} point{'s' * (law.points > 1)})"
+            lines += [textwrap.fill(words, 110, subsequent_indent="    "), *(f"      {x}" for x in reason.split("\t"))]
     if NOT_TRIED in reasons:
-        lines.append(f"    laws after that which were not tried: {reasons.count(NOT_TRIED)}")
+        lines.append(f"      laws after that which were not tried: {reasons.count(NOT_TRIED)}")
     return "\n".join(lines)
 
 

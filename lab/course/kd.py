@@ -38,7 +38,7 @@ def natural_logarithm(nll):
 def a_loss_for_each_token(nll):
     """Each of the n tokens has a loss of its own: nll gives n numbers, neither their sum nor their mean."""
     inputs = {"logits": torch.cat([log(0.5, 0.5), log(0.25, 0.75)]), "targets": torch.tensor([0, 1])}
-    expect(2, nll, of=lambda x: len(flat(x)), what="so many numbers: ", **inputs)
+    expect(2, nll, of=lambda x: len(flat(x)), what="the number of losses ", **inputs)
 
 
 @law(1)
@@ -58,7 +58,7 @@ def a_distance_for_each_token(word_kd):
     """Each of the n tokens has a loss of its own: word_kd gives n numbers, neither their sum nor their mean."""
     rows = torch.cat([log(0.5, 0.5), log(0.2, 0.8)])
     inputs = {"student_logits": rows, "teacher_logits": rows, "temperature": 1}
-    expect(2, word_kd, of=lambda x: len(flat(x)), what="so many numbers: ", **inputs)
+    expect(2, word_kd, of=lambda x: len(flat(x)), what="the number of losses ", **inputs)
 
 
 @law(2)
@@ -117,7 +117,9 @@ def word_kd_has_a_gradient(word_kd):
 def finite_for_impossible_words(word_kd):
     """A word to which the teacher gives no probability at all, even after rounding, makes no NaN."""
     inputs = {"student_logits": double([[0, 0]]), "teacher_logits": double([[0, -1000]]), "temperature": 1}
-    expect(True, word_kd, of=lambda x: all(map(math.isfinite, flat(x))), what="a finite loss: ", **inputs)
+    expect(
+        "finite", word_kd, lambda x: "finite" if all(map(math.isfinite, flat(x))) else x, "a loss that is ", **inputs
+    )
 
 
 WORD_KD = (
@@ -174,14 +176,14 @@ def row_kinds_are_apart(token_weights):
 def lambda_weighs_the_lm_rows(token_weights):
     """The loss is L_QA + λ · L_LM: the tokens of LM rows, and only they, are multiplied by λ."""
     batch = [tokens([7, 8], lm=[0, 1])]
-    expect_weights(0.25, token_weights, batch, lm_lambda=0.25, of=lambda x: flat(x)[1] / flat(x)[0], what="a ratio of ")
+    expect_weights(0.25, token_weights, batch, lm_lambda=0.25, of=lambda x: flat(x)[1] / flat(x)[0], what="LM / QA = ")
 
 
 @law(2)
 def ans_counts_five_times(token_weights):
     """A hard target that is ANS weighs ans_weight times as much as another token of its row."""
     batch = [tokens([7, ANS], lm=1)]
-    expect_weights(5.0, token_weights, batch, of=lambda x: flat(x)[1] / flat(x)[0], what="a ratio of ")
+    expect_weights(5.0, token_weights, batch, of=lambda x: flat(x)[1] / flat(x)[0], what="ANS / 7 = ")
 
 
 @law(1)
@@ -194,7 +196,7 @@ def ans_counts_in_the_divisor(token_weights):
 def a_soft_ans_counts_once(token_weights):
     """Where the target is the teacher's distribution, ANS weighs no more than any other token."""
     batch = [tokens([7, ANS], lm=1, soft=[0, 1])]
-    expect_weights(1.0, token_weights, batch, of=lambda x: flat(x)[1] / flat(x)[0], what="a ratio of ")
+    expect_weights(1.0, token_weights, batch, of=lambda x: flat(x)[1] / flat(x)[0], what="ANS / 7 = ")
 
 
 @law(1)

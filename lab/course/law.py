@@ -13,7 +13,7 @@ from data import Group
 
 
 class Broken(Exception):
-    """A law does not hold: for which input, what was expected, and what came."""
+    """A law does not hold: for which input and, after a tab, what was expected and what came."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ def expect(wanted, function, of=lambda result: result, what="", **inputs):
     except Exception as e:
         if str(e).startswith("exercise "):  # the line that the student has to replace is still there
             raise
-        raise Broken(f"{given}: {describe(e)}") from None
+        raise Broken(f"{given}\t{describe(e)}") from None
     if not same(got, wanted):
-        raise Broken(f"{given}: expected {what}{shown(wanted)}, got {shown(got)}")
+        raise Broken(f"{given}\texpected {what}{shown(wanted)}, got {shown(got)}")
 
 
 def describe(error: BaseException) -> str:
@@ -71,7 +71,9 @@ def plain(x):
         x = x.tolist()
     if isinstance(x, list | tuple):
         return [plain(y) for y in x]
-    return x if x is None or isinstance(x, str | bool | int | float) else f"a {type(x).__name__}"
+    if x is Ellipsis:
+        return "..."
+    return x if x is None or isinstance(x, str | bool | int | float) else f"<{type(x).__name__}>"
 
 
 def flat(x) -> list:
