@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "lab.prefetch": "lab.errors lab.tasks lab.run lab.paper",
     "lab.check": " ".join([*SIX, "lab.fast lab.errors lab.files lab.tasks lab.run lab.nano lab.paper"]),
     "lab.show": " ".join([*SIX, "lab.fast lab.errors lab.files lab.tasks lab.run lab.nano"]),
+    "lab.course": " ".join([*SIX, "lab.errors lab.files"]),
 }
 
 
@@ -126,7 +127,7 @@ def test_when_run_a_file_shows_its_page_and_nothing_else():
 
 def test_train_is_imported_only_where_runs_are_started():
     importers = {part_of(module) for module in MODULES if "train" in imports(module, when_run=True)}
-    assert importers <= {"lab.check", "lab.show", "lab.paper"}
+    assert importers <= {"lab.check", "lab.show", "lab.paper", "lab.course"}
 
 
 def test_importing_the_model_loads_torch_and_lab_fast_alone():
