@@ -63,6 +63,7 @@ def update_launches(case: dict) -> dict:
     states being remembered: groups, and launches forward, backward, and of clipping and optimizer."""
     torch.manual_seed(0)
     chunked.CHUNK_BYTES["cpu"] = chunked.CHUNK_BYTES["cuda"] * NARROW.vocab_size // 50304  # as many tokens
+    chunked.CHUNK_TOKENS.clear()
     size = batch_size(int((1 + GAMMA) * TASKS[case["task"]].sizes[0]))
     n = size * case["updates"]
     current = load(case["task"], case, n)[1]

@@ -1,7 +1,7 @@
 """What the paper's experiments should cost on a GPU: a prediction from counted operations and measured efficiency.
 
     python -m lab.paper.cost                                 an H100 by its data sheet
-    python -m lab.paper.cost --peak 312 --update-ms 30       another card: TFLOP/s in bfloat16, least time of an update
+    python -m lab.paper.cost --peak 312 --bandwidth 1.6      another card: TFLOP/s in bfloat16, TB/s
 
 An epoch over n examples with rows of t tokens, of which the answer has a (QA and LM row together: N = 2t + 1 tokens, S
 = t + a + 2 supervised; L layers, C channels, V words):
@@ -10,13 +10,17 @@ An epoch over n examples with rows of t tokens, of which the answer has a (QA an
     KD    + n · 2 · V C · S       the teacher's head, in every epoch
           + n · 2 · 12 L C² · N   its hidden states, once; in every epoch for those that --teacher-cache has no room for
     replay counts as γ n further examples of the earlier tasks' size, the pseudo-data and answers as below
-    time  = max(FLOP / (efficiency · peak), updates · least time of an update)
+    time  = max(FLOP / (efficiency · peak), updates · launches of an update · time of a launch)
+          + checkpoints · 12 bytes a parameter / speed of the disk        one a minute, and one at the end
 
-Decoding is limited by its steps: as many as all new tokens take with all rows of the cache busy, and those of the
-longest row at the end. The efficiency is what `lab/check/bench.py` measured in bfloat16 on a CPU (as a share of a
-matrix product's speed), for all methods alike. Guesses are: 16 GiB for the cache, the least times of an update and of a
-decoding step (launches of kernels, which a CPU doesn't have), the rows of four classification sets, and that eight runs
-side by side never wait for each other's teachers.
+    steps = new tokens / rows that the cache holds + tokens of the longest row: all rows are busy until the last ones
+    time  = steps · max(launches of a step · time of a launch, (weights + keys and values) / bandwidth)
+          + FLOP of the prompts / (efficiency · peak)
+
+The launches of an update, of one group, and of a step are counted (`lab/results/bench/launches.json`). The efficiency
+is what `lab/check/bench.py` measured in bfloat16 on a CPU (as a share of a matrix product's speed), for all methods
+alike. Guesses are: 10 µs for a launch, 16 GiB for the cache, 1 GB/s for the disk, the rows of four classification sets,
+and that eight runs side by side never wait for each other's teachers.
 """
 
 import argparse
@@ -38,9 +42,12 @@ BENCH = ROOT / "lab" / "results" / "bench"
 SHAPE, EPOCHS, GAMMA = SIZES["gpt2"], 9, 0.2
 V = 50304  # words
 TEACHER_CACHE = 2**31  # bytes of a teacher's hidden states
-CACHE_BYTES = 2**34  # of keys and values, two bytes a number
+CACHE_BYTES = 2**34  # of keys and values
 C = SHAPE.n_embd  # channels
 BLOCKS = 12 * SHAPE.n_layer * C**2  # parameters of all blocks
+PARAMETERS = BLOCKS + (V + SHAPE.n_positions) * C
+COLUMN_BYTES = 4 * SHAPE.n_layer * C  # of a token's keys and values, two bytes a number
+CHECKPOINT_BYTES = 12 * PARAMETERS  # weights and two moments
 TABLE_1 = {name: task.sizes for name, task in TASKS.items() if task.sizes}  # training and test examples
 
 
@@ -63,15 +70,18 @@ TOKENS = {  # counted: woz, e2e and rnnlg on the public files, the others on par
     "rnnlg.laptop": Rows(70.9, 27.4, 81),
     "ag": Rows(65.2, 1.5, 3),
 }
-TOKENS |= dict.fromkeys(("yelp", "amazon", "dbpedia", "yahoo"), Rows(150.0, 2.0, 4))  # guessed
+CLASSIFICATION = ("yelp", "amazon", "dbpedia", "yahoo")
+TOKENS |= dict.fromkeys(CLASSIFICATION, Rows(150.0, 2.0, 4))  # guessed
 
 
 class Card(NamedTuple):
-    """A GPU: bfloat16 FLOP/s, least seconds of an update and of a decoding step, how many share a run."""
+    """A GPU and its host: bfloat16 FLOP/s, bytes/s of its memory, seconds of a launch, bytes/s of the disk, how many
+    GPUs share a run."""
 
     peak: float
-    update: float
-    step: float
+    bandwidth: float
+    launch: float
+    disk: float
     ranks: int = 1
 
 
@@ -90,6 +100,17 @@ def efficiency(rows: Rows) -> float:
     return one["flops"] / bench["peak"]["bfloat16"]
 
 
+def launches_of(what: str) -> float:
+    """Counted launches of "decoding step", or of an update of a task; of woz's where its own are not counted."""
+    counts = json.loads((BENCH / "launches.json").read_text(encoding="utf-8"))["now"]
+    if what in counts:
+        return counts[what]
+    updates = {
+        name.split()[2].strip(","): n["forward"] + n["backward"] for name, n in counts.items() if "update" in name
+    }
+    return updates.get("ag" if what in CLASSIFICATION else what, updates["woz"])
+
+
 def passes(card: Card, n, rows: Rows, epochs: int) -> float:
     """How many times a teacher's hidden states are computed in all epochs.
 
@@ -98,23 +119,26 @@ def passes(card: Card, n, rows: Rows, epochs: int) -> float:
     return sum(1 - min(room, 1 - (1 - 1 / card.ranks) ** epoch) for epoch in range(epochs))
 
 
-def learning(card: Card, n, rows, epochs, earlier=(), lm=True, kd=False) -> float:
+def learning(card: Card, n, task: str, epochs, earlier=(), lm=True, kd=False) -> float:
     """Seconds of `train.learn`: n examples of a task, and γ n of earlier ones."""
+    rows = TOKENS[task]
     replay = GAMMA * n if earlier else 0
     flops = epochs * epoch_flops(n, rows, lm, kd)
     flops += sum(epochs * epoch_flops(replay / len(earlier), TOKENS[task]) for task in earlier)
     if kd:
         flops += passes(card, n, rows, epochs) * n * 2 * BLOCKS * (2 * rows.row + 1)
     updates = epochs * (n + replay) / batch_size(int(n + replay))
-    return max(flops / (card.ranks * efficiency(rows) * card.peak), updates * card.update)
+    seconds = max(flops / (card.ranks * efficiency(rows) * card.peak), updates * launches_of(task) * card.launch)
+    return seconds + (1 + min(seconds // 60, epochs - 1)) * CHECKPOINT_BYTES / card.disk
 
 
 def decoding(card: Card, n, prompt, new, longest) -> float:
     """Seconds of `lab.fast.decode`: n prompts, which ranks share; `new` tokens each on average, at most `longest`."""
-    rows = min(MAX_ROWS, CACHE_BYTES // (4 * SHAPE.n_layer * C) // (prompt + longest))
+    rows = min(MAX_ROWS, CACHE_BYTES // COLUMN_BYTES // (prompt + longest))
     steps = n * new / (card.ranks * rows) + longest
+    read = 2 * PARAMETERS + min(rows, n / card.ranks) * (prompt + new) * COLUMN_BYTES
     prefill = n * 2 * BLOCKS * prompt / (card.ranks * efficiency(TOKENS["woz"]) * card.peak)
-    return steps * card.step + prefill
+    return steps * max(launches_of("decoding step") * card.launch, read / card.bandwidth) + prefill
 
 
 def prompts_of(rows: Rows) -> tuple[float, float, int]:
@@ -129,18 +153,18 @@ def run_seconds(key: RunKey, card: Card) -> tuple[float, float]:
     scoring = {t: decoding(card, TABLE_1[t][1], *prompts_of(TOKENS[t])) for t in tasks}
     answering = {t: decoding(card, TABLE_1[t][0], *prompts_of(TOKENS[t])) for t in tasks}
     lm = "qa-only" not in options and "finetune" not in options
-    teachers = sum(learning(card, TABLE_1[t][0], TOKENS[t], EPOCHS, lm=lm) + scoring[t] for t in tasks)
+    teachers = sum(learning(card, TABLE_1[t][0], t, EPOCHS, lm=lm) + scoring[t] for t in tasks)
     if "single" in options:
         return 0.0, teachers
     if "multitask" in options:
         epochs = EPOCHS * 3 if "long" in options else EPOCHS
-        own = sum(learning(card, TABLE_1[t][0], TOKENS[t], epochs, lm=lm) + scoring[t] for t in tasks)
+        own = sum(learning(card, TABLE_1[t][0], t, epochs, lm=lm) + scoring[t] for t in tasks)
         return own + (sum(answering.values()) if "seq" in options else 0), teachers if "seq" in options else 0.0
     times = EPOCHS if "--eval-every-epoch" in arguments(key, []) else 1
     own = sum(scoring.values())  # before the first stage
     for m, task in enumerate(tasks):
         n, earlier = TABLE_1[task][0], tasks[:m] if "finetune" not in options else []
-        own += learning(card, n, TOKENS[task], EPOCHS, earlier, lm, kd="word" in options or "soft" in options)
+        own += learning(card, n, task, EPOCHS, earlier, lm, kd="word" in options or "soft" in options)
         own += sum(decoding(card, GAMMA * n / m, 1, TOKENS[old].row, 2 * TOKENS[old].row) for old in earlier)
         own += times * sum(scoring.values()) + (answering[task] if "seq" in options else 0)
     return own, teachers if "--kd" in options and "none" not in options else 0.0
@@ -172,12 +196,13 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s in bfloat16 (default %(default)s, an H100)")
-    parser.add_argument("--update-ms", type=float, default=25.0, help="least time of an update (default %(default)s)")
-    parser.add_argument("--step-ms", type=float, default=10.0, help="least time of a decoding step (%(default)s)")
+    parser.add_argument("--bandwidth", type=float, default=3.35, help="TB/s of its memory (default %(default)s)")
+    parser.add_argument("--launch-us", type=float, default=10.0, help="µs of a launch (default %(default)s, a guess)")
+    parser.add_argument("--disk", type=float, default=1.0, help="GB/s of the disk (default %(default)s, a guess)")
     o = parser.parse_args(argv)
-    if not all(0 < x < math.inf for x in (o.peak, o.update_ms, o.step_ms)):
+    if not all(0 < x < math.inf for x in (o.peak, o.bandwidth, o.launch_us, o.disk)):
         parser.error("numbers above 0 are expected")
-    one = Card(o.peak * 1e12, o.update_ms / 1e3, o.step_ms / 1e3)
+    one = Card(o.peak * 1e12, o.bandwidth * 1e12, o.launch_us / 1e6, o.disk * 1e9)
     print("| PREDICTED, not measured | runs | one GPU, one run after another | eight GPUs, a run each |")
     print("| --- | --- | --- | --- |")
     for what in ("table2", "table3", "table4", "table5"):
