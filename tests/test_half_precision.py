@@ -18,7 +18,7 @@ from lab.run.pretrained import nano_tokenizer
 from lab.tasks.toy import toy_rows
 
 HALVES = {torch.bfloat16: 2.0**0, torch.float16: 2.0**12}  # and the loss scale
-TASK = "toy.e2e"
+TASK = "toy.cnn"
 
 
 def autocast(dtype):
@@ -129,7 +129,7 @@ def test_greedy_answers_and_beams_are_float32s(trained, dtype):
         wanted = predict(student, tok, test, 128, 16, beams)
         with autocast(dtype):
             found = predict(student, tok, test, 128, 16, beams)
-        assert sum(a == b for a, b in zip(found, wanted)) >= 27  # 24 in bfloat16 with an uncentred head
+        assert sum(a == b for a, b in zip(found, wanted)) >= 27  # 26 in bfloat16 with an uncentred head
 
 
 @pytest.mark.parametrize("dtype, far", [(torch.bfloat16, 5e-4), (torch.float16, 1e-5)], ids=str)

@@ -42,7 +42,7 @@ def test_every_method_runs_end_to_end_and_leaves_the_whole_run_directory(lab, op
     assert {"config.json", "log.jsonl", "scores.jsonl", "summary.json", "curves.png", "model", *stages} == files
     config, summary = (read_json(folder / name) for name in ("config.json", "summary.json"))
     assert config["tasks"] == ["colors", "sizes"] == summary["order"]
-    assert config["answer_budgets"] == {"colors": 4, "sizes": 4}
+    assert config["answer_budgets"] == {"colors": 3, "sizes": 3}
     assert 0 <= summary["average"] <= 100 and (summary["forgetting"] is None) == (multitask or single)
     found = [(line["stage"], line["epoch"], line["task"]) for line in read_jsonl(folder / "scores.jsonl")]
     if single:
@@ -65,7 +65,7 @@ def test_every_method_runs_end_to_end_and_leaves_the_whole_run_directory(lab, op
 def test_a_run_prints_what_it_does_and_ends_with_answers_pseudo_samples_and_its_table(lab, capsys):
     folder = run(lab, "--kd", "none")
     said = capsys.readouterr().out
-    assert "model    nano (as asked): 1.0M parameters" in said and "device   cpu, float32 (as asked)" in said
+    assert "model    nano (as asked): 1.3M parameters" in said and "device   cpu, float32 (as asked)" in said
     for task in ("colors", "sizes"):
         predictions = [x for x in read_jsonl(folder / "2-sizes" / "predictions.jsonl") if x["task"] == task][:3]
         at = said.index(f"{task}, answers to the first test examples after the last stage")

@@ -239,14 +239,14 @@ def teacher_files(folder: Path) -> dict[str, bytes]:
 
 
 def find_teacher(at: Path) -> None:
-    run = SimpleNamespace(teacher_start=tiny(), teacher_times={}, device=torch.device("cpu"))
+    run = SimpleNamespace(teacher_start=tiny(), teacher_times={}, device=torch.device("cpu"), ready=lambda model: model)
     load_teacher(run, Task("a", "em", [], []), at / "teacher")
 
 
 def texts_of_a_run() -> dict[str, bytes]:
     """The answers and pseudo-samples of a run with one stage."""
     answers = [{"task": "a", "id": str(i), "prediction": "red", "answer": "red"} for i in range(3)]
-    parts = {"context_and_question": "a red car color?", "answer": "red", "ids": [1010, 5]}
+    parts = {"context_and_question": "a red car color?", "answer": "red", "ids": [4010, 5]}
     pseudo = [{"task": "a", "source": "generated", "rejected": why} | parts for why in ("", "no ANS")]
     rows = {"run/1-a/predictions.jsonl": answers, "run/1-a/pseudo.jsonl": pseudo}
     return {name: "".join(json.dumps(x) + "\n" for x in lines).encode() for name, lines in rows.items()}
