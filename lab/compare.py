@@ -4,11 +4,13 @@
     python -m lab.compare "--kd word" "--at ewc --method finetune" --seeds 0,1,2 --order toy.woz,toy.sql --jobs 2
 
 Before --seeds stand two or more sides, each a quoted string of options; the first is the baseline. After it stand the
-options of all runs; --order may be repeated. Finished runs are found, runs that were cut off go on, the rest starts.
+options of all runs; --order may be repeated. Finished runs are found, runs that were cut off go on, the rest starts. A
+pair is one seed and order. Printed are the averages of each pair, the mean difference to the baseline with its 95%
+interval by Student's t over the pairs, also for each task and for forgetting, and what was replayed.
 
 --at REV: the side runs the code of a commit, a branch or a tag, in a temporary git worktree. Its runs are in
 <runs-dir>/<commit>/, because a run's name does not know the code. It shares the others' teachers only if no file that
-could change one differs from the working tree: everything but NO_TEACHER below.
+could change one differs from the working tree: any but documents, tests, lamol.py and what training does not import.
 """
 
 import argparse
@@ -35,6 +37,7 @@ from lab.run.parser import build_parser
 
 OWN = ("--seed", "--resume", "--no-resume", "--continue")  # options that the comparison sets itself
 SHARED = ("--order", "--runs-dir", "--teachers")  # and those that all sides share
+# Files that change no teacher.
 NO_TEACHER = ("*.md", "tests", "lamol.py", "lab/compare.py", "lab/paper", "lab/check", "lab/show", "lab/results")
 # Prints the names of runs by the code of another checkout, which may know other options.
 NAMES = """import json, sys
