@@ -227,12 +227,13 @@ def make_batch(samples, indices, n_current, lm=True, soft=False, layout=None) ->
     layout: a lab.fast.packing.Layout; how rows are grouped changes dropout masks, but no weight of a token."""
     kinds = (False, True) if lm else (False,)
     rows = [Row(samples[i], kind, replay=i >= n_current) for i in indices for kind in kinds]
-    groups = (layout or Layout()).groups([len(row.ids) for row in rows])
-    return [collate([rows[i] for i in group], soft, process) for process, group in groups]
+    layout = layout or Layout()
+    groups = layout.groups([len(row.ids) for row in rows])
+    return [collate([rows[i] for i in group], soft, process, layout.device) for process, group in groups]
 
 
-def collate(rows: list[Row], soft: bool = False, process: int = 0) -> Group:
-    """Rows as tensors on the CPU, one after another."""
+def collate(rows: list[Row], soft: bool = False, process: int = 0, device: str = "cpu") -> Group:
+    """Rows as tensors on the CPU, one after another, packed for attention on a type of device."""
     ids, labels = torch.cat([row.sample.lm_row if row.lm else row.sample.qa_row for row in rows], dim=1)
     lengths = torch.tensor([len(row.ids) for row in rows])
     supervised = (labels != IGNORE).nonzero()[:, 0]
@@ -241,7 +242,7 @@ def collate(rows: list[Row], soft: bool = False, process: int = 0) -> Group:
     is_soft = ~replay & soft
     return Group(
         rows=rows,
-        packing=Packing.of(lengths.tolist()),
+        packing=Packing.of(lengths.tolist(), device),
         ids=ids[None],
         supervised=supervised,
         labels=labels[supervised],

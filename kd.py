@@ -108,7 +108,8 @@ class Teacher:
         """(sample, whether its LM row) -> its states."""
         if not rows:
             return {}
-        group = collate(rows).to(self.model.device)
+        device = self.model.device
+        group = collate(rows, device=device.type).to(device)
         packing = group.packing
         hidden = self.model.hidden(group.ids, packing.position, packing.within_rows(self.model.causal))
         states = hidden[0, group.supervised].to(self.model.wte.weight.dtype)

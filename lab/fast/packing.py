@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-PADDING = 512  # tokens of padding in a block of attention that cost less than one more block
+# Tokens of padding in a block of attention that cost less than one more block. A GPU has a dozen more operations to
+# launch for it, forward and backward, while some thousand tokens of zeros are a small part of what it does meanwhile.
+PADDING = {"cpu": 2**9, "cuda": 2**12}
 # The most tokens of one forward pass, and the most entries of one head's attention matrices. A GPU's kernels never
 # store these, and it has nothing to do while the program prepares the next pass: so its groups are large.
 GROUP_TOKENS = {"cpu": 2**12, "cuda": 2**15}
@@ -21,6 +23,12 @@ def move(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Copy a tensor to the device. The copy to a GPU starts from pinned memory, so the program does not wait for it."""
     device = torch.device(device)
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def round_up(n: int) -> int:
+    """To the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    step = max(1, 2 ** (n.bit_length() - 2))
+    return -(-n // step) * step
 
 
 @dataclass
@@ -38,19 +46,26 @@ class Packing:
     blocks: list[tuple[int, int, int]]  # of each block: tokens, rows R, time T
 
     @classmethod
-    def of(cls, lengths: list[int]) -> "Packing":
-        """Pack rows of these lengths, best sorted by length. The tensors are on the CPU."""
-        blocks = []
+    def of(cls, lengths: list[int], device: str = "cpu") -> "Packing":
+        """Pack rows of these lengths, best sorted by length. The tensors are on the CPU.
+
+        device: the type of the one that attends. A block has padding that costs less than one more block, or that is at
+        most a quarter of it, as for rows of similar length. On a GPU rows and time of a block are rounded up, since
+        cuDNN's attention makes a plan for each shape that it sees."""
+        blocks, padding = [], PADDING.get(device, PADDING["cpu"])
         for n in lengths:
             if blocks:
                 tokens, R, T = blocks[-1]
                 tokens, R, T = tokens + n, R + 1, max(T, n)
-                if R * T - tokens <= max(PADDING, tokens // 3):  # at most a quarter of the block
+                if R * T - tokens <= max(padding, tokens // 3):
                     blocks[-1] = tokens, R, T
                     continue
             blocks.append((n, 1, n))
+        rows = [R for _, R, _ in blocks]
+        if device == "cuda":  # a block that is alone has all rows of a batch, always as many
+            blocks = [(tokens, round_up(R) if len(rows) > 1 else R, round_up(T)) for tokens, R, T in blocks]
         sizes = torch.tensor(lengths)
-        first = torch.tensor([i * T for _, R, T in blocks for i in range(R)])  # the place of each row
+        first = torch.tensor([i * T for n, (_, _, T) in zip(rows, blocks) for i in range(n)])  # the place of each row
         position = torch.arange(sum(lengths)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         return cls(position, position + first.repeat_interleave(sizes), blocks)
 
@@ -68,7 +83,7 @@ class Packing:
         def attend(qkv, dropout):
             """Queries, keys, values (3, 1, H, N, C/H) -> (1, H, N, C/H)."""
             out = [self.unpad(causal(block, dropout), place) for block, place in self.padded_blocks(qkv)]
-            return torch.cat(out).transpose(0, 1)[None]
+            return (torch.cat(out) if len(out) > 1 else out[0]).transpose(0, 1)[None]
 
         return attend
 
@@ -78,7 +93,7 @@ class Packing:
         sizes = [tokens for tokens, _, _ in self.blocks]
         tokens = qkv[:, 0].permute(2, 0, 1, 3)  # (N, 3, H, C/H)
         for x, place, (n, R, T) in zip(tokens.split(sizes), self.place.split(sizes), self.blocks):
-            padded = x if n == R * T else x.new_zeros(R * T, *x.shape[1:]).index_copy(0, place, x)
+            padded = x if n == R * T else x.new_zeros(R * T, *x.shape[1:]).index_copy_(0, place, x)
             yield padded.unflatten(0, (R, T)).permute(2, 0, 3, 1, 4), place
 
     @staticmethod
