@@ -1,7 +1,7 @@
 """What the paper's experiments should cost on a GPU: a prediction from counted operations and measured efficiency.
 
-    python -m lab.paper.cost                                 an H100 by its data sheet
-    python -m lab.paper.cost --peak 312 --bandwidth 1.6      another card: TFLOP/s in bfloat16, TB/s
+    python -m lab.paper.cost                                   an H100 by its data sheet
+    python -m lab.paper.cost --peak 312 --bandwidth 1.6        another card: TFLOP/s in bfloat16, TB/s of its memory
 
 An epoch over n examples with rows of t tokens, of which the answer has a (QA and LM row together: N = 2t + 1 tokens, S
 = t + a + 2 supervised; L layers, C channels, V words):
@@ -9,18 +9,18 @@ An epoch over n examples with rows of t tokens, of which the answer has a (QA an
     FLOP  = n · 6 · (12 L C² · N + V C · S)        forward 2, backward 4 a parameter and token; the head at S alone
     KD    + n · 2 · V C · S       the teacher's head, in every epoch
           + n · 2 · 12 L C² · N   its hidden states, once; in every epoch for those that --teacher-cache has no room for
+    bytes = n · (480 L C · N + 50 V · S)           what operations read and write; with a teacher 134 V · S
+          + updates · (18 · 12 L C² + 60 V C + 40 · all parameters)
     replay counts as γ n further examples of the earlier tasks' size, the pseudo-data and answers as below
-    time  = max(FLOP / (efficiency · peak), updates · launches of an update · time of a launch)
-          + checkpoints · 12 bytes a parameter / speed of the disk        one a minute, and one at the end
+    time  = max(launches · time of a launch, FLOP / (efficiency · peak), bytes / bandwidth)
 
-    steps = new tokens / rows that the cache holds + tokens of the longest row: all rows are busy until the last ones
-    time  = steps · max(launches of a step · time of a launch, (weights + keys and values) / bandwidth)
-          + FLOP of the prompts / (efficiency · peak)
-
-The launches of an update, of one group, and of a step are counted (`lab/results/bench/launches.json`). The efficiency
-is what `lab/check/bench.py` measured in bfloat16 on a CPU (as a share of a matrix product's speed), for all methods
-alike. Guesses are: 10 µs for a launch, 16 GiB for the cache, 1 GB/s for the disk, the rows of four classification sets,
-and that eight runs side by side never wait for each other's teachers.
+An update is a group, or several where it has more tokens than one. Decoding takes as many steps as all new tokens with
+all rows of the cache busy, and those of the longest row at the end; a step's time is the largest of the same three,
+with all weights and its rows' keys and values for bytes. A checkpoint is 12 bytes a parameter on the disk, at most one
+a minute. The efficiency is what `lab/check/bench.py` measured in bfloat16 on a CPU (as a share of a matrix product's
+speed), for all methods alike. Launches are counted by `lab/check/launches.py`, without casts. Guesses are: the times of
+a launch and of the disk, 32 GiB for a cache, the rows of four classification sets, the launches of tasks that were not
+counted, and that eight runs side by side never wait for each other's teachers.
 """
 
 import argparse
@@ -32,8 +32,10 @@ from typing import NamedTuple
 
 from lab.errors import replace_unprintable
 from lab.fast.decode import MAX_ROWS
+from lab.fast.packing import GROUP_TOKENS
 from lab.paper.experiments import keys_of
 from lab.paper.runs import METHODS, NOT_LIFELONG, ROOT, RunKey, arguments
+from lab.run.options import Options
 from lab.run.pretrained import SIZES
 from lab.tasks import TASKS
 from train import batch_size
@@ -41,42 +43,46 @@ from train import batch_size
 BENCH = ROOT / "lab" / "results" / "bench"
 SHAPE, EPOCHS, GAMMA = SIZES["gpt2"], 9, 0.2
 V = 50304  # words
-TEACHER_CACHE = 2**31  # bytes of a teacher's hidden states
-CACHE_BYTES = 2**34  # of keys and values
+CACHE = 2**35  # bytes of a teacher's hidden states, and of keys and values: half of an 80 GB card's free memory
 C = SHAPE.n_embd  # channels
 BLOCKS = 12 * SHAPE.n_layer * C**2  # parameters of all blocks
-PARAMETERS = BLOCKS + (V + SHAPE.n_positions) * C
-COLUMN_BYTES = 4 * SHAPE.n_layer * C  # of a token's keys and values, two bytes a number
-CHECKPOINT_BYTES = 12 * PARAMETERS  # weights and two moments
+COLUMN = 4 * SHAPE.n_layer * C  # bytes of the keys and values of a token
+BLOCK = 4  # samples whose states a teacher computes together: kd.BLOCK
+STEP, FORWARD = 144, 200  # launches of a decoding step; of a pass without gradients (a teacher's block, a prefill)
 TABLE_1 = {name: task.sizes for name, task in TASKS.items() if task.sizes}  # training and test examples
 
 
+def parameters() -> int:
+    return BLOCKS + (V + SHAPE.n_positions) * C
+
+
 class Rows(NamedTuple):
-    """Mean tokens of a training row and of its answer, and the longest answer, in GPT-2's tokens."""
+    """Mean tokens of a training row and of its answer, and the longest answer, in GPT-2's tokens; launches of an update
+    of Word-KD with replay, optimizer included (`python -m lab.check.bench launches`)."""
 
     row: float
     answer: float
     longest: int
+    launches: int
 
 
-TOKENS = {  # counted: woz, e2e and rnnlg on the public files, the others on parts of them
-    "woz": Rows(23.1, 4.5, 17),
-    "sql": Rows(112.6, 15.5, 50),
-    "cnn": Rows(817.2, 62.6, 139),
-    "e2e": Rows(70.4, 26.8, 86),
-    "rnnlg.rest": Rows(34.9, 12.7, 47),
-    "rnnlg.hotel": Rows(33.6, 12.2, 41),
-    "rnnlg.tv": Rows(69.4, 27.6, 79),
-    "rnnlg.laptop": Rows(70.9, 27.4, 81),
-    "ag": Rows(65.2, 1.5, 3),
+# Counted: woz, e2e and rnnlg on the public files, the others on parts of them; launches of woz, sql, cnn and ag.
+TOKENS = {
+    "woz": Rows(23.1, 4.5, 17, 1256),
+    "sql": Rows(112.6, 15.5, 50, 1154),
+    "cnn": Rows(817.2, 62.6, 139, 1309),
+    "e2e": Rows(70.4, 26.8, 86, 1154),
+    "rnnlg.rest": Rows(34.9, 12.7, 47, 1154),
+    "rnnlg.hotel": Rows(33.6, 12.2, 41, 1154),
+    "rnnlg.tv": Rows(69.4, 27.6, 79, 1154),
+    "rnnlg.laptop": Rows(70.9, 27.4, 81, 1154),
+    "ag": Rows(65.2, 1.5, 3, 1803),
 }
-CLASSIFICATION = ("yelp", "amazon", "dbpedia", "yahoo")
-TOKENS |= dict.fromkeys(CLASSIFICATION, Rows(150.0, 2.0, 4))  # guessed
+TOKENS |= dict.fromkeys(("yelp", "amazon", "dbpedia", "yahoo"), Rows(150.0, 2.0, 4, 1803))  # guessed
 
 
 class Card(NamedTuple):
-    """A GPU and its host: bfloat16 FLOP/s, bytes/s of its memory, seconds of a launch, bytes/s of the disk, how many
-    GPUs share a run."""
+    """A GPU: bfloat16 FLOP/s, bytes/s of its memory, seconds of a launch, bytes/s of the disk, how many share a run."""
 
     peak: float
     bandwidth: float
@@ -85,10 +91,26 @@ class Card(NamedTuple):
     ranks: int = 1
 
 
+def tokens_of(rows: Rows, lm=True) -> tuple[float, float]:
+    """Tokens of an example's rows, and how many of them are supervised."""
+    return rows.row + (rows.row + 1 if lm else 0), rows.answer + 1 + (rows.row + 1 if lm else 0)
+
+
 def epoch_flops(n: float, rows: Rows, lm=True, kd=False) -> float:
     """Operations of one epoch over n examples, without a teacher's hidden states."""
-    tokens, supervised = rows.row + (rows.row + 1 if lm else 0), rows.answer + 1 + (rows.row + 1 if lm else 0)
+    tokens, supervised = tokens_of(rows, lm)
     return n * (6 * (BLOCKS * tokens + V * C * supervised) + (2 * V * C * supervised if kd else 0))
+
+
+def epoch_bytes(n: float, rows: Rows, lm=True, kd=False) -> float:
+    """What the operations on the tokens of an epoch read and write."""
+    tokens, supervised = tokens_of(rows, lm)
+    return n * (480 * SHAPE.n_layer * C * tokens + (134 if kd else 50) * V * supervised)
+
+
+def update_bytes() -> float:
+    """What an update reads and writes of weights, gradients and moments: blocks, head, clipping and optimizer."""
+    return 18 * BLOCKS + 60 * V * C + 40 * parameters()
 
 
 def efficiency(rows: Rows) -> float:
@@ -100,45 +122,59 @@ def efficiency(rows: Rows) -> float:
     return one["flops"] / bench["peak"]["bfloat16"]
 
 
-def launches_of(what: str) -> float:
-    """Counted launches of "decoding step", or of an update of a task; of woz's where its own are not counted."""
-    counts = json.loads((BENCH / "launches.json").read_text(encoding="utf-8"))["now"]
-    if what in counts:
-        return counts[what]
-    updates = {
-        name.split()[2].strip(","): n["forward"] + n["backward"] for name, n in counts.items() if "update" in name
-    }
-    return updates.get("ag" if what in CLASSIFICATION else what, updates["woz"])
-
-
 def passes(card: Card, n, rows: Rows, epochs: int) -> float:
     """How many times a teacher's hidden states are computed in all epochs.
 
     A rank saves those of the rows that it has seen, each epoch another 1 / ranks of them, until its cache is full."""
-    room = TEACHER_CACHE / (n * (rows.row + rows.answer + 2) * C * 2)  # two bytes a number
+    room = CACHE / (n * (rows.row + rows.answer + 2) * C * 2)  # two bytes a number
     return sum(1 - min(room, 1 - (1 - 1 / card.ranks) ** epoch) for epoch in range(epochs))
 
 
-def learning(card: Card, n, task: str, epochs, earlier=(), lm=True, kd=False) -> float:
-    """Seconds of `train.learn`: n examples of a task, and γ n of earlier ones."""
-    rows = TOKENS[task]
+def learning(card: Card, n, rows, epochs, earlier=(), lm=True, kd=False) -> float:
+    """Seconds of the updates of `train.learn`: n examples of a task, and γ n of earlier ones."""
     replay = GAMMA * n if earlier else 0
-    flops = epochs * epoch_flops(n, rows, lm, kd)
-    flops += sum(epochs * epoch_flops(replay / len(earlier), TOKENS[task]) for task in earlier)
-    if kd:
-        flops += passes(card, n, rows, epochs) * n * 2 * BLOCKS * (2 * rows.row + 1)
+    parts = [(n, rows, lm, kd), *((replay / len(earlier), TOKENS[task]) for task in earlier)]
+    flops = epochs * sum(epoch_flops(*part) for part in parts)
     updates = epochs * (n + replay) / batch_size(int(n + replay))
-    seconds = max(flops / (card.ranks * efficiency(rows) * card.peak), updates * launches_of(task) * card.launch)
-    return seconds + (1 + min(seconds // 60, epochs - 1)) * CHECKPOINT_BYTES / card.disk
+    tokens = epochs * sum(part[0] * tokens_of(*part[1:3])[0] for part in parts) / (card.ranks * updates)
+    launches = updates * math.ceil(tokens / GROUP_TOKENS["cuda"]) * rows.launches
+    size = epochs * sum(epoch_bytes(*part) for part in parts) / card.ranks + updates * update_bytes()
+    if kd:
+        times = passes(card, n, rows, epochs)
+        flops += times * n * 2 * BLOCKS * tokens_of(rows)[0]
+        launches += times * n / card.ranks / BLOCK * FORWARD
+    arithmetic = flops / (card.ranks * efficiency(rows) * card.peak)
+    return max(launches * card.launch, arithmetic, size / card.bandwidth)
+
+
+def checkpoints(card: Card, seconds: float, epochs: int, teacher: bool) -> float:
+    """Seconds of writing a phase's checkpoints and its model: after an epoch if the last one is old enough, and at the
+    end of a teacher or a stage."""
+    spacing = max(1, math.ceil(Options().checkpoint_every / (seconds / epochs)))  # epochs
+    moments = -(-epochs // spacing) if teacher else epochs // spacing
+    return parameters() * (12 * moments + (4 if teacher else 8)) / card.disk
+
+
+def phase(card: Card, n, rows, epochs, *more, teacher=False, **keywords) -> float:
+    """Seconds of a student's or a teacher's epochs, checkpoints included."""
+    seconds = learning(card, n, rows, epochs, *more, **keywords)
+    return seconds + checkpoints(card, seconds, epochs, teacher)
+
+
+def decoding_steps(n, new, longest, rows) -> float:
+    """How many steps n prompts take with so many rows in the cache; `new` tokens each on average, at most `longest`."""
+    return n * new / rows + longest
 
 
 def decoding(card: Card, n, prompt, new, longest) -> float:
     """Seconds of `lab.fast.decode`: n prompts, which ranks share; `new` tokens each on average, at most `longest`."""
-    rows = min(MAX_ROWS, CACHE_BYTES // COLUMN_BYTES // (prompt + longest))
-    steps = n * new / (card.ranks * rows) + longest
-    read = 2 * PARAMETERS + min(rows, n / card.ranks) * (prompt + new) * COLUMN_BYTES
-    prefill = n * 2 * BLOCKS * prompt / (card.ranks * efficiency(TOKENS["woz"]) * card.peak)
-    return steps * max(launches_of("decoding step") * card.launch, read / card.bandwidth) + prefill
+    rows, n = min(MAX_ROWS, CACHE // COLUMN // (prompt + longest)), n / card.ranks
+    speed = efficiency(TOKENS["woz"]) * card.peak
+    size = 2 * parameters() + rows * (prompt + longest) * COLUMN
+    step = max(STEP * card.launch, size / card.bandwidth, rows * 2 * (BLOCKS + V * C) / speed)
+    refills = math.ceil(n / (rows / 4))  # once a quarter of the rows have ended
+    prefill = max(refills * FORWARD * card.launch, n * 2 * BLOCKS * prompt / speed)
+    return decoding_steps(n, new, longest, rows) * step + prefill
 
 
 def prompts_of(rows: Rows) -> tuple[float, float, int]:
@@ -153,18 +189,18 @@ def run_seconds(key: RunKey, card: Card) -> tuple[float, float]:
     scoring = {t: decoding(card, TABLE_1[t][1], *prompts_of(TOKENS[t])) for t in tasks}
     answering = {t: decoding(card, TABLE_1[t][0], *prompts_of(TOKENS[t])) for t in tasks}
     lm = "qa-only" not in options and "finetune" not in options
-    teachers = sum(learning(card, TABLE_1[t][0], t, EPOCHS, lm=lm) + scoring[t] for t in tasks)
+    teachers = sum(phase(card, TABLE_1[t][0], TOKENS[t], EPOCHS, lm=lm, teacher=True) + scoring[t] for t in tasks)
     if "single" in options:
         return 0.0, teachers
     if "multitask" in options:
         epochs = EPOCHS * 3 if "long" in options else EPOCHS
-        own = sum(learning(card, TABLE_1[t][0], t, epochs, lm=lm) + scoring[t] for t in tasks)
+        own = sum(phase(card, TABLE_1[t][0], TOKENS[t], epochs, lm=lm) + scoring[t] for t in tasks)
         return own + (sum(answering.values()) if "seq" in options else 0), teachers if "seq" in options else 0.0
     times = EPOCHS if "--eval-every-epoch" in arguments(key, []) else 1
     own = sum(scoring.values())  # before the first stage
     for m, task in enumerate(tasks):
         n, earlier = TABLE_1[task][0], tasks[:m] if "finetune" not in options else []
-        own += learning(card, n, task, EPOCHS, earlier, lm, kd="word" in options or "soft" in options)
+        own += phase(card, n, TOKENS[task], EPOCHS, earlier, lm, kd="word" in options or "soft" in options)
         own += sum(decoding(card, GAMMA * n / m, 1, TOKENS[old].row, 2 * TOKENS[old].row) for old in earlier)
         own += times * sum(scoring.values()) + (answering[task] if "seq" in options else 0)
     return own, teachers if "--kd" in options and "none" not in options else 0.0
@@ -196,9 +232,9 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s in bfloat16 (default %(default)s, an H100)")
-    parser.add_argument("--bandwidth", type=float, default=3.35, help="TB/s of its memory (default %(default)s)")
-    parser.add_argument("--launch-us", type=float, default=10.0, help="µs of a launch (default %(default)s, a guess)")
-    parser.add_argument("--disk", type=float, default=1.0, help="GB/s of the disk (default %(default)s, a guess)")
+    parser.add_argument("--bandwidth", type=float, default=3.35, help="TB/s of the GPU's memory (default %(default)s)")
+    parser.add_argument("--launch-us", type=float, default=10.0, help="time of a launch, a guess (default %(default)s)")
+    parser.add_argument("--disk", type=float, default=1.0, help="GB/s that the disk writes (default %(default)s)")
     o = parser.parse_args(argv)
     if not all(0 < x < math.inf for x in (o.peak, o.bandwidth, o.launch_us, o.disk)):
         parser.error("numbers above 0 are expected")
