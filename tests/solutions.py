@@ -6,6 +6,7 @@ PLAN = "return [batch for batch in plan if batch]"
 PART = 'lm + 2 * replay if rule == "added" else lm.long()'
 KL = 'F.kl_div(student, teacher, reduction="none", log_target=True)'
 LARGE_K = "a_k_above_the_vocabulary_keeps_all"
+NOT_A_WHOLE_NUMBER = "gamma_n_is_rounded_up the_total_is_shared_equally gamma_0_replays_nothing"
 BOTH_AVERAGES = "average_is_of_the_last_stage average_of_single_is_of_its_models"
 BY_GROUP = "return [w for group in batch for w in whole([group], *rest)]"
 
@@ -64,6 +65,7 @@ WRONG = {
     ],
     "lamol.pseudo_per_task": [
         ("(n_new * gamma) // n_previous", "(n_new * gamma / n_previous)", "the_total_is_shared_equally"),
+        ("// n_previous if", "// float(n_previous) if", NOT_A_WHOLE_NUMBER),
         ("math.ceil(n_new * gamma)", "int(n_new * gamma)", "gamma_n_is_rounded_up"),
         (" if n_previous else 0\n", "\n", "the_first_task_replays_nothing"),
         ("(n_new * gamma) // n_previous if", "(n_new * gamma) // n_previous or 1 if", "gamma_0_replays_nothing"),

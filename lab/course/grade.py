@@ -1,7 +1,7 @@
 """A student's folder -> points. Each exercise is tried in a process of its own, and alone.
 
-Of the student's file only the function itself is taken, with the functions, constants and imports of his own that it
-uses. All around it is this project's. So one wrong function fails no other, and no file of the student's is imported.
+Of the student's file only the function itself is taken, with the new functions, constants and imports that it uses. All
+around it is this project's. So one wrong function fails no other, and no file of the folder is imported.
 
 A process that hangs, dies or takes too much memory has no points for the laws that are left. The other exercises have.
 """
@@ -147,7 +147,7 @@ def limit_memory() -> None:
 
 
 def own_function(exercise: Exercise, folder: Path):
-    """The student's function, with the names of the reference's file around it. Raises whatever his lines raise."""
+    """The student's function, with the names of the reference's file around it. Raises whatever its lines raise."""
     tree = ast.parse((folder / exercise.file).read_text(encoding="utf-8"), exercise.file)
     names = dict(vars(REFERENCE[exercise.file]))
     del names[exercise.function]
