@@ -71,13 +71,15 @@ def curves_of(task: str, order: str, results: dict) -> dict[str, dict[int, list[
 
 def draw_bars(ax, cells: list[Cell]) -> None:
     """The averages after the last stage: a bar for each method and order."""
-    labels = [*METHODS, *FURTHER]
+    averages = [cell for cell in cells if cell.column == "average"]
+    orders = {cell.row: {c.block for c in averages if c.row == cell.row} & set(TOY_ORDERS) for cell in averages}
+    labels = [label for label in (*METHODS, *FURTHER) if orders.get(label)]
     for column, hatch in enumerate(("", "//")):
-        cells_here = [cell for cell in cells if (cell.block, cell.column) == (TOY_ORDERS[column], "average")]
+        cells_here = [cell for cell in averages if cell.block == TOY_ORDERS[column]]
         cells_here.sort(key=lambda cell: labels.index(cell.row))
-        aside = 0.4 * column - 0.2  # the methods in METHODS have two bars
+        aside = {label: (0.4 * column - 0.2) * (len(orders[label]) - 1) for label in labels}  # one bar, or two
         bars = ax.bar(
-            [labels.index(cell.row) + (aside if cell.row in METHODS else 0) for cell in cells_here],
+            [labels.index(cell.row) + aside[cell.row] for cell in cells_here],
             [mean(cell.ours) for cell in cells_here],
             yerr=[stdev(cell.ours) if len(cell.ours) > 1 else 0 for cell in cells_here],
             width=0.38,
