@@ -262,7 +262,7 @@ def test_kept_runs_are_still_found_by_their_names():
         config = json.loads(path.read_text(encoding="utf-8"))
         assert run_name(options_of(config, path), config["tasks"]) == path.parent.name
         compared += 1
-    assert compared > 60
+    assert compared > 30
 
 
 # ---------------------------------------------------------------------- teachers
