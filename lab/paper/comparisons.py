@@ -48,8 +48,9 @@ def steadiness(runs: dict[RunKey, Path], label: str) -> dict:
     for key, run in runs.items():
         if key.label == label:
             by_seed.setdefault(key.seed, []).append(numbers.final(run))
+    tasks = EASIEST_FIRST.split(",")
     return {
-        seed: -mean(stdev(scores) for scores in zip(*(both[o].values() for o in (0, 1))))
+        seed: -mean(stdev(one[task] for one in both) for task in tasks)
         for seed, both in by_seed.items()
         if len(both) == 2
     }
