@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple, NoReturn
 
-from lab.errors import DataError, LabError, RunError, replace_unprintable
+from lab.errors import DataError, Parser, RunError, command
 from lab.paper.numbers import differences_of, final, measures, paired
 from lab.paper.runs import ROOT, RunKey, check_same_data, finished, name_for, replayed, run_all
 from lab.paper.tables import csv_of
@@ -73,13 +73,11 @@ def seeds(text: str) -> list[int]:
 def parse_arguments(argv: list[str]):
     """The sides as typed; the comparison's own options, with `orders` {tasks: --order} and the folders `runs_dir` and
     `teachers`; the options of all runs. Exits with 2 and one line for bad usage."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         usage='python -m lab.compare "SIDE" "SIDE" ... --seeds 0,1,2 [options of all runs]',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.error = lambda message: usage(f"{message} (--help lists the options)")
     parser.add_argument("--seeds", type=seeds, required=True, help="comma-separated; each side has a run for each")
     parser.add_argument("--order", action="append", help="tasks, as of train.py; may be repeated")
     parser.add_argument("--jobs", type=int, default=1, help="how many runs are made at once (default %(default)s)")
@@ -107,7 +105,7 @@ def parse_arguments(argv: list[str]):
 
 def prepare(text: str, o, shared: list[str], stack: ExitStack) -> Side:
     """A side's code and runs. Exits with 2 and one line that names the side if its options are wrong."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False)
     parser.error = lambda message: usage(f"side '{text}': {message}")
     parser.add_argument("--at")
     try:
@@ -289,29 +287,22 @@ def replay_lines(letter: str, runs: dict[tuple[str, int], Path]) -> list[str]:
     return [f"replay of {letter}: {total[0]} of {total[1]} samples accepted", *where]
 
 
+@command(": finished runs stay; the same command goes on")
 def main(argv=None) -> int:
     """The command line. Returns the exit code: 1 for runs that failed or can't be compared, 2 for bad usage."""
-    replace_unprintable()
     texts, o, shared = parse_arguments(sys.argv[1:] if argv is None else argv)
-    try:
-        with ExitStack() as stack:
-            sides, first = [prepare(text, o, shared, stack) for text in texts], {}
-            for side in sides:
-                if (same := first.setdefault(next(iter(side.runs.values()))[0], side)) is not side:
-                    usage(f"sides '{same.text}' and '{side.text}' are the same runs; their options must differ")
-            check_data(sides)  # before hours of work
-            failed = run_missing(sides, o.jobs)
-        check_data(sides)
-        show(sides, o.csv)
-        for e in failed:
-            print(f"error: {e}", file=sys.stderr)
-        return 1 if failed else 0
-    except (LabError, OSError) as e:
+    with ExitStack() as stack:
+        sides, first = [prepare(text, o, shared, stack) for text in texts], {}
+        for side in sides:
+            if (same := first.setdefault(next(iter(side.runs.values()))[0], side)) is not side:
+                usage(f"sides '{same.text}' and '{side.text}' are the same runs; their options must differ")
+        check_data(sides)  # before hours of work
+        failed = run_missing(sides, o.jobs)
+    check_data(sides)
+    show(sides, o.csv)
+    for e in failed:
         print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: finished runs stay; the same command goes on", file=sys.stderr)
-        return 130
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

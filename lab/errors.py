@@ -1,12 +1,14 @@
-"""Errors that the user can do something about.
+"""Errors that the user can do something about, and command lines that print them.
 
 The message is one line: what is wrong, in which file, option or task, and what to do next. The command lines print it
 after `error: ` and exit with 1, without a traceback. Any other exception is a bug.
 """
 
+import argparse
 import os
 import re
 import sys
+from functools import wraps
 
 
 class LabError(ValueError):
@@ -23,6 +25,41 @@ class ModelFileError(LabError):
 
 class RunError(LabError):
     """A run that can't start or go on."""
+
+
+# ---------------------------------------------------------------------- command lines
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad usage exits with 2 and one line. Options can't be abbreviated."""
+
+    def __init__(self, *words, **options):
+        super().__init__(*words, allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def command(what_stays: str = ""):
+    """Decorate a `main(argv)`: it returns the exit code, 0 if it gives none, 1 with one line for an error, and 130 with
+    what_stays when it is interrupted."""
+
+    def decorate(main):
+        @wraps(main)
+        def with_exit_code(argv=None) -> int:
+            replace_unprintable()
+            try:
+                return main(argv) or 0
+            except (LabError, OSError) as e:
+                print(f"error: {e}", file=sys.stderr)
+                return 1
+            except KeyboardInterrupt:
+                print(f"interrupted{what_stays}", file=sys.stderr)
+                return 130
+
+        return with_exit_code
+
+    return decorate
 
 
 # ---------------------------------------------------------------------- what is typed and printed

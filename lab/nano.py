@@ -9,7 +9,6 @@ the entries of WordNet 3.0, which Debian has in its package wordnet-base. Beside
 A --pretrain that was cut off goes on from its last checkpoint, bit for bit.
 """
 
-import argparse
 import base64
 import json
 import math
@@ -27,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 import kd
-from lab.errors import DataError, expand_paths, replace_unprintable
+from lab.errors import DataError, Parser, command, expand_paths
 from lab.files import replacing, write_folder, write_json, write_text
 from lab.run.pretrained import DEFAULT_CACHE, NANO, PATTERN, nano_tokenizer, save_gpt
 from lab.tasks import load_task
@@ -241,11 +240,10 @@ def load_checkpoint(path: Path, recipe: dict, model: GPT, optimizer) -> tuple[in
         raise DataError(f"{path} does not load ({type(e).__name__}); {hint}") from None
 
 
-def main(argv=None) -> int:
-    """The command line. Returns the exit code."""
-    replace_unprintable()
-    parser = argparse.ArgumentParser("python -m lab.nano", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
+@command(": --pretrain goes on from its last checkpoint, if it has one")
+def main(argv=None) -> None:
+    """The command line."""
+    parser = Parser("python -m lab.nano", description=__doc__.split("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--vocabulary", action="store_true", help="learn the vocabulary")
     what.add_argument("--pretrain", action="store_true", help="pretrain the model (about an hour on one core)")
@@ -257,18 +255,10 @@ def main(argv=None) -> int:
     )
     o = parser.parse_args(argv)
     expand_paths(o, parser, "out", "data_dir", "cache_dir", "wordnet")
-    try:
-        if o.vocabulary:
-            train_vocabulary(Path(o.out) / "nano.tiktoken", Path(o.data_dir), Path(o.cache_dir))
-        else:
-            print(json.dumps(pretrain(Path(o.out) / "nano", Path(o.wordnet)), indent=2))
-        return 0
-    except (OSError, DataError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: --pretrain goes on from its last checkpoint, if it has one", file=sys.stderr)
-        return 130
+    if o.vocabulary:
+        train_vocabulary(Path(o.out) / "nano.tiktoken", Path(o.data_dir), Path(o.cache_dir))
+    else:
+        print(json.dumps(pretrain(Path(o.out) / "nano", Path(o.wordnet)), indent=2))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ again. Everything lies in --data-dir, --cache-dir and the cache of huggingface_h
 
 import sys
 
-from lab.errors import LabError, replace_unprintable
+from lab.errors import LabError, RunError, command
 from lab.paper.experiments import TABLES, keys_of
 from lab.paper.runs import FIGURES, arguments
 from lab.run.options import Options, model_reason, no_teacher, parse
@@ -48,37 +48,28 @@ def fetch_task(entry: str, data_dir: str, cache_dir: str, limit: int, multi_refe
     return f"{task.name}: {len(task.train)} / {len(task.test)} examples"
 
 
-def main(argv=None) -> int:
-    """The command line. Returns the exit code: 1 if something can't be had; the rest is fetched all the same."""
-    replace_unprintable()
+@command(": the next try goes on from there")
+def main(argv=None) -> None:
+    """The command line. Its exit code is 1 if something can't be had; the rest is fetched all the same."""
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
         print(__doc__)
-        return 0
+        return
     failed = 0
-    try:
-        runs = wanted(argv)
-        jobs = {(fetch_model, *key, why): None for o in runs for key, why in models_of(o).items()}
-        for o in runs:
-            for entry in o.order.split(","):
-                jobs[fetch_task, entry, o.data_dir, o.cache_dir, o.limit, o.multi_reference] = None
-        for do, *args in jobs:
-            try:
-                print(do(*args), flush=True)
-            except (LabError, OSError) as e:
-                print(f"error: {e}", file=sys.stderr)
-                failed += 1
-    except LabError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the next try goes on from there", file=sys.stderr)
-        return 130
+    runs = wanted(argv)
+    jobs = {(fetch_model, *key, why): None for o in runs for key, why in models_of(o).items()}
+    for o in runs:
+        for entry in o.order.split(","):
+            jobs[fetch_task, entry, o.data_dir, o.cache_dir, o.limit, o.multi_reference] = None
+    for do, *args in jobs:
+        try:
+            print(do(*args), flush=True)
+        except (LabError, OSError) as e:
+            print(f"error: {e}", file=sys.stderr)
+            failed += 1
     if failed:
-        print(f"error: {failed} of {len(jobs)} could not be had; the next try fetches only these", file=sys.stderr)
-        return 1
+        raise RunError(f"{failed} of {len(jobs)} could not be had; the next try fetches only these")
     print("all is there; with HF_HUB_OFFLINE=1 the runs do not try the network")
-    return 0
 
 
 if __name__ == "__main__":

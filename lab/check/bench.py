@@ -35,7 +35,7 @@ import torch
 
 from lab.check.bench_cases import PARTS, ROOT, cases_of
 from lab.check.bench_sides import measure
-from lab.errors import LabError, RunError, expand_paths, replace_unprintable
+from lab.errors import Parser, RunError, command, expand_paths
 from lab.files import write_json
 from lab.run.device import choose_device
 from lab.tasks import load_task
@@ -168,11 +168,10 @@ def processor() -> str:
 # ---------------------------------------------------------------------- the command line
 
 
-def main(argv=None) -> int:
+@command()
+def main(argv=None) -> None:
     """The command line: exit code 0, 1 when a measurement failed, 2 for bad usage."""
-    replace_unprintable()
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; default all")
     parser.add_argument("--quick", action="store_true", help="small models, one round: do all parts run?")
     parser.add_argument("--against", default="", metavar="DIR", help="another checkout, in place of the usual way")
@@ -190,18 +189,13 @@ def main(argv=None) -> int:
         parser.error(f"--rounds {a.rounds}: must be 1 or more")
     if a.against and not (Path(a.against) / "train.py").is_file():
         parser.error(f"--against {a.against}: no checkout of this project")
-    try:
-        device = choose_device(a.device)[0]
-        if device.type not in ("cpu", "cuda") or device.index:
-            raise RunError(f"--device {a.device}: measured are cpu and cuda")
-        if a.case:
-            print(json.dumps(measure(json.loads(a.case), device)))
-            return 0
+    device = choose_device(a.device)[0]
+    if device.type not in ("cpu", "cuda") or device.index:
+        raise RunError(f"--device {a.device}: measured are cpu and cuda")
+    if a.case:
+        print(json.dumps(measure(json.loads(a.case), device)))
+    else:
         bench(a, device)
-        return 0
-    except (LabError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
 
 
 def bench(a, device) -> None:

@@ -8,7 +8,6 @@ A run counts as survived when it ends after as many tries with --resume as it wa
 weights, scores, predictions, pseudo-data and teachers' answers are those of the unbroken run, byte for byte.
 """
 
-import argparse
 import os
 import random
 import resource
@@ -24,7 +23,7 @@ from pathlib import Path
 import torch
 
 from lab.check.fuzz import fuzz
-from lab.errors import expand_paths, replace_unprintable
+from lab.errors import Parser, command, expand_paths
 from lab.files import read_jsonl, write_json
 from lab.run.checkpoint import checkpoints
 
@@ -189,11 +188,10 @@ def twice(lab: Lab, r: random.Random) -> dict:
     return {"tries": 2, "refused": refused, "identical": identical, "bad": 3 - refused - identical}
 
 
+@command()
 def main(argv=None) -> int:
     """The command line: exit code 1 where something was lost."""
-    replace_unprintable()
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; default all")
     parser.add_argument("--rounds", type=int, default=25, help="signals a KD variant (default %(default)s)")
     parser.add_argument("--inputs", type=int, default=20000, help="mutated inputs in all (default %(default)s)")

@@ -14,14 +14,13 @@ given.
 Options of train.py may follow (--model, --limit, --epochs, --gamma, --runs-dir, ...); they are given to every run.
 """
 
-import argparse
 import shlex
 import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from lab.errors import LabError, RunError, expand_paths, replace_unprintable
+from lab.errors import LabError, Parser, RunError, command, expand_paths
 from lab.paper.claims import claims_table
 from lab.paper.comparisons import accepted, as_rows, judge
 from lab.paper.experiments import AGREEMENT, TABLES, Cell, cells_of, keys_of
@@ -39,11 +38,8 @@ OWN = ("--order", "--method", "--kd", "--qa-only", "--no-qa-only", "--seed", "--
 # ---------------------------------------------------------------------- the command line
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], allow_abbrev=False, epilog="Other options are train.py's, for every run."
-    )
-    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__.split("\n")[0], epilog="Other options are train.py's, for every run.")
     parser.add_argument("what", choices=(*TABLES, *FIGURES, "claims", "comparisons", "toy"))
     do, style = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
     how = "print a shell command a run, which starts or resumes it; do nothing else"
@@ -163,38 +159,30 @@ def collect(o, extra) -> dict[RunKey, Path]:
     return runs
 
 
-def main(argv=None) -> int:
-    """The command line. Returns the exit code: 1 for runs that failed or can't be shown, 2 for bad usage."""
-    replace_unprintable()
+@command(": finished runs stay; the same command goes on")
+def main(argv=None) -> None:
+    """The command line. Its exit code is 1 for runs that failed or can't be shown, 2 for bad usage."""
     o, extra = parse_arguments(argv)
     keys = keys_of(o.what, o.seeds)
     commands = {name_for(argv): argv for argv in (arguments(key, extra) for key in keys)}
     if o.print_commands:
         print("\n".join(shlex.join(["python", "train.py", *argv, "--resume"]) for argv in commands.values()))
-        return 0
+        return
     failed = None
-    try:
-        if o.run:
-            check_same_data(found(keys, o.folders, extra))  # before hours of work
-            with redirect_stdout(sys.stderr):
-                try:
-                    run_all(commands, o.runs_dir, o.keep, o.jobs)
-                except RunError as e:
-                    failed = e  # reported below the table
-        runs = collect(o, extra)
-        show(o, runs)
-        if len(runs) < len(keys):
-            hint = "(*: some are missing); --print-commands shows them all"
-            print(f"{len(runs)} of {len(keys)} runs found in {o.runs_dir} {hint}", file=sys.stderr)
-        if failed:
-            raise failed
-        return 0
-    except (LabError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: finished runs stay; the same command goes on", file=sys.stderr)
-        return 130
+    if o.run:
+        check_same_data(found(keys, o.folders, extra))  # before hours of work
+        with redirect_stdout(sys.stderr):
+            try:
+                run_all(commands, o.runs_dir, o.keep, o.jobs)
+            except RunError as e:
+                failed = e  # reported below the table
+    runs = collect(o, extra)
+    show(o, runs)
+    if len(runs) < len(keys):
+        hint = "(*: some are missing); --print-commands shows them all"
+        print(f"{len(runs)} of {len(keys)} runs found in {o.runs_dir} {hint}", file=sys.stderr)
+    if failed:
+        raise failed
 
 
 if __name__ == "__main__":

@@ -23,14 +23,13 @@ a launch and of the disk, 32 GiB for a cache, the rows of four classification se
 counted, and that eight runs side by side never wait for each other's teachers.
 """
 
-import argparse
 import heapq
 import json
 import math
 import sys
 from typing import NamedTuple
 
-from lab.errors import replace_unprintable
+from lab.errors import Parser, command
 from lab.fast.decode import MAX_ROWS
 from lab.fast.packing import GROUP_TOKENS
 from lab.paper.experiments import keys_of
@@ -226,11 +225,10 @@ def side_by_side(seconds: list[float], n: int) -> float:
     return max(busy)
 
 
-def main(argv=None) -> int:
-    """The command line. Returns the exit code."""
-    replace_unprintable()
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
+@command()
+def main(argv=None) -> None:
+    """The command line."""
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s in bfloat16 (default %(default)s, an H100)")
     parser.add_argument("--bandwidth", type=float, default=3.35, help="TB/s of the GPU's memory (default %(default)s)")
     parser.add_argument("--launch-us", type=float, default=10.0, help="time of a launch, a guess (default %(default)s)")
@@ -249,7 +247,6 @@ def main(argv=None) -> int:
         key = next(key for key in keys_of(what, [0]) if key.label == "Word-KD")
         hours = [sum(run_seconds(key, card)) / 3600 for card in (one, one._replace(ranks=8))]
         print(f"| {key.order.replace(',', ', ')} | {hours[0]:.1f} h | {hours[1]:.1f} h |")
-    return 0
 
 
 if __name__ == "__main__":

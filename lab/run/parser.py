@@ -3,16 +3,17 @@
 import argparse
 from dataclasses import fields
 
+from lab.errors import Parser
+
 
 def flag(name: str) -> str:
     """A field's name as it is typed: kd_beam -> --kd-beam."""
     return "--" + name.strip("_").replace("_", "-")
 
 
-def build_parser(table) -> argparse.ArgumentParser:
+def build_parser(table) -> Parser:
     """The dataclass of options as a command line. Bad usage exits with 2 and one line."""
-    parser = argparse.ArgumentParser(description="L2KD: Algorithm 1 and its baselines", allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")
+    parser = Parser(description="L2KD: Algorithm 1 and its baselines")
     for f in fields(table):
         help = f.metadata["help"]
         shown = "" if "default" in help or f.default == "" else f" (default {f.default})"

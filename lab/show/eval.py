@@ -1,14 +1,12 @@
 """python eval.py: a run's table, the scores of a model on a task, or three metrics taken apart."""
 
-import argparse
-import sys
 from collections import Counter
 
 from rouge_score.tokenizers import DefaultTokenizer
 
 from data import Example, answer_budget
 from eval import dialogue_state_scores, parse_sql, parse_state, predict, rouge_scores, score, summarise, table
-from lab.errors import LabError, expand_paths, replace_unprintable
+from lab.errors import Parser, command, expand_paths
 from lab.run.device import choose_device
 from lab.run.pretrained import load_student
 from lab.run.rundir import read_run
@@ -16,31 +14,26 @@ from lab.tasks import TASKS, load_task, task_name
 from lab.tasks.ceiling import ceiling, ceiling_line
 
 
+@command()
 def main(argv=None) -> int:
     """The command line. Returns the exit code."""
-    replace_unprintable()
     parser = build_parser()
     try:
         o = parser.parse_args(argv)
         check(o, parser)
     except SystemExit as e:  # --help or bad usage
         return e.code or 0
-    try:
-        if o.run_dir:
-            print(table(read_run(o.run_dir)))
-        elif o.model:
-            score_model(o)
-        else:
-            show()
-        return 0
-    except (LabError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
+    if o.run_dir:
+        print(table(read_run(o.run_dir)))
+    elif o.model:
+        score_model(o)
+    else:
+        show()
+    return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("run_dir", nargs="?", help="a finished run: print its table")
     parser.add_argument("--model", help="a model folder that a run has written: score it on --task")
     parser.add_argument("--task", help=f"{', '.join(TASKS)}, or a folder with train.jsonl and test.jsonl")

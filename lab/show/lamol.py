@@ -12,28 +12,21 @@ from pathlib import Path
 
 import torch
 
-from lab.errors import LabError, replace_unprintable
+from lab.errors import command
 from lab.run.options import parse
 from lab.run.pretrained import load_student
 from lamol import generated_samples, parse_pseudo, report
 
 
+@command()
 def main(argv) -> int:
     """The command line. Returns the exit code."""
-    replace_unprintable()
     if len(argv) not in (0, 2):
         print("error: usage is python lamol.py [MODEL_FOLDER TASK]: a run's `model`, and a task of it", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as runs:
-        try:
-            folder, name = argv or (train_here(runs), "toy.e2e")
-            model, tok, config = load_student(os.path.expanduser(folder.strip()))
-        except (LabError, OSError) as e:
-            print(f"error: {e}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
+        folder, name = argv or (train_here(runs), "toy.e2e")
+        model, tok, config = load_student(os.path.expanduser(folder.strip()))
     if name not in config["task_slots"]:
         print(f"error: task {name!r}: this model knows {', '.join(config['task_slots'])}", file=sys.stderr)
         return 2

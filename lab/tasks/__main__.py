@@ -6,22 +6,20 @@
     python -m lab.tasks --from-lamol DIR                take the authors' own processed files
 """
 
-import argparse
 import sys
 
-from lab.errors import LabError, expand_paths, replace_unprintable
+from lab.errors import LabError, Parser, command, expand_paths
 from lab.tasks.prepare import prepare
 from lab.tasks.registry import is_toy
 from lab.tasks.squad import from_lamol
 from lab.tasks.table import TASKS
 
 
+@command(": the next try goes on from there")
 def main(argv=None) -> int:
     """The command line. Returns the exit code."""
     known = [task for task in TASKS if not is_toy(task)]
-    replace_unprintable()
-    parser = argparse.ArgumentParser("python -m lab.tasks", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message} (--help lists the options)\n")  # one line
+    parser = Parser("python -m lab.tasks", description=__doc__.split("\n")[0])
     parser.add_argument("tasks", nargs="*", metavar="task", help=f"default: all, {', '.join(known)}")
     parser.add_argument("--from-lamol", metavar="DIR", help="take the authors' processed files in DIR instead")
     parser.add_argument(
@@ -35,25 +33,18 @@ def main(argv=None) -> int:
     if o.from_lamol is not None and o.tasks:
         parser.error("--from-lamol takes all tasks that its folder holds: name none")
     data_dir = o.data_dir or ("~/.cache/l2kd/raw" if o.from_lamol is None else "~/.cache/l2kd/lamol")
-    try:
-        if o.from_lamol is not None:
-            found = from_lamol(o.from_lamol, data_dir)
-            print(f"to use them: --data-dir {data_dir}, for {', '.join(found)}")
-            return 0
-        failed = 0
-        for task in o.tasks or known:
-            try:
-                print(task, prepare(task, data_dir, o.cache_dir))
-            except LabError as e:  # go on: the data of the other tasks may be there
-                print(f"error: {e}", file=sys.stderr)
-                failed += 1
-        return min(failed, 1)
-    except (LabError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the next try goes on from there", file=sys.stderr)
-        return 130
+    if o.from_lamol is not None:
+        found = from_lamol(o.from_lamol, data_dir)
+        print(f"to use them: --data-dir {data_dir}, for {', '.join(found)}")
+        return 0
+    failed = 0
+    for task in o.tasks or known:
+        try:
+            print(task, prepare(task, data_dir, o.cache_dir))
+        except LabError as e:  # go on: the data of the other tasks may be there
+            print(f"error: {e}", file=sys.stderr)
+            failed += 1
+    return min(failed, 1)
 
 
 if __name__ == "__main__":
