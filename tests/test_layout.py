@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "lab.hacks": "lab.fast model data kd lamol eval",
     "train": "lab.fast model data kd lamol eval lab.run",
     "lab.nano": "lab.errors lab.files model data kd lab.tasks lab.run",
-    "lab.paper": "lab.fast lab.errors lab.files eval lab.tasks lab.run train lab.nano",
+    "lab.paper": "lab.fast lab.errors lab.files data lamol eval lab.tasks lab.run train lab.nano",
     "lab.compare": "lab.errors lab.run lab.paper",
     "lab.prefetch": "lab.errors lab.tasks lab.run lab.paper",
     "lab.check": " ".join([*SIX, "lab.fast lab.errors lab.files lab.tasks lab.run lab.nano lab.paper"]),
