@@ -207,7 +207,7 @@ def lifelong(run, before_step=None, after_stage=None):
 
 
 def single(run):
-    """Table 3, rows (1) and (2): a model for each task, on its own. These are the teachers."""
+    """Table 3, rows (1) and (2): a model for each task, on its own. Those of row (2) are the teachers."""
     for m, task in run.stages(run.new_teacher()):
         run.end_stage(get_teacher(run, task), m, task)
 

@@ -77,7 +77,7 @@ class Options:
         unused=lambda o: o.kd not in ("seq", "seqsoft"), positive=True)
     gamma: float = option(0.2, "γ: pseudo-samples, as a share of the new task's examples",
         unused=lambda o: o.method != "lamol")
-    seed: int = option(0, "of everything random", teacher=True)
+    seed: int = option(0, "of all that a run draws; toy data and --train-examples have their own", teacher=True)
     epochs: int = option(None, "for each task; with multitask for all (9: multi_same, 27: multi_long); default: 9",
         positive=True)  # a teacher has its own number of epochs
     lr: float = option(None, "learning rate; default: 6.25e-5, nano 1e-3", teacher=True, positive=True)
@@ -110,7 +110,7 @@ class Options:
     micro_batch: int = option(0, "examples at once through the model: same loss, other dropout masks; default 0: all"
         " that fit", kind="rounding", teacher=True)
     teacher_cache: int = option(None, "bytes for a teacher's hidden states, which are then computed once; default: half"
-        " of a GPU's free memory when a stage starts, 2 GiB on a CPU", unused=no_soft_targets, kind="rounding")
+        " of a GPU's free memory when a stage starts, at most 2 GiB on a CPU", unused=no_soft_targets, kind="rounding")
     device: str = option("auto", "auto (CUDA, then CPU), cpu, cuda, mps", kind="local")  # compared as resolved_device
     dtype: str = option("auto", "computation", ("auto", "float32", "bfloat16", "float16"), kind="local")  # as resolved
     compile: bool = option(False, "torch.compile: slow first updates, then faster ones", kind="rounding", teacher=True)
