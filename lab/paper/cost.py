@@ -129,8 +129,18 @@ def passes(card: Card, n, rows: Rows, epochs: int) -> float:
     return sum(1 - min(room, 1 - (1 - 1 / card.ranks) ** epoch) for epoch in range(epochs))
 
 
-def learning(card: Card, n, rows, epochs, earlier=(), lm=True, kd=False) -> float:
-    """Seconds of the updates of `train.learn`: n examples of a task, and γ n of earlier ones."""
+class Charged(NamedTuple):
+    """Seconds of all updates of `train.learn`, if only launches, only FLOP, or only bytes took time; and how many
+    updates there are."""
+
+    launches: float
+    arithmetic: float
+    memory: float
+    updates: float
+
+
+def charged(card: Card, n, rows, epochs, earlier=(), lm=True, kd=False) -> Charged:
+    """The updates of n examples of a task, and γ n of earlier ones."""
     replay = GAMMA * n if earlier else 0
     parts = [(n, rows, lm, kd), *((replay / len(earlier), TOKENS[task]) for task in earlier)]
     flops = epochs * sum(epoch_flops(*part) for part in parts)
@@ -143,7 +153,12 @@ def learning(card: Card, n, rows, epochs, earlier=(), lm=True, kd=False) -> floa
         flops += times * n * 2 * BLOCKS * tokens_of(rows)[0]
         launches += times * n / card.ranks / BLOCK * FORWARD
     arithmetic = flops / (card.ranks * efficiency(rows) * card.peak)
-    return max(launches * card.launch, arithmetic, size / card.bandwidth)
+    return Charged(launches * card.launch, arithmetic, size / card.bandwidth, updates)
+
+
+def learning(card: Card, *what, **keywords) -> float:
+    """Seconds of all updates: the longest of the three."""
+    return max(charged(card, *what, **keywords)[:3])
 
 
 def checkpoints(card: Card, seconds: float, epochs: int, teacher: bool) -> float:
@@ -247,6 +262,10 @@ def main(argv=None) -> None:
         key = next(key for key in keys_of(what, [0]) if key.label == "Word-KD")
         hours = [sum(run_seconds(key, card)) / 3600 for card in (one, one._replace(ranks=8))]
         print(f"| {key.order.replace(',', ', ')} | {hours[0]:.1f} h | {hours[1]:.1f} h |")
+    print("\n| an update of Word-KD with replay, ms | launches | FLOP | bytes |\n| --- | --- | --- | --- |")
+    for task in ("woz", "sql", "cnn", "ag"):
+        *seconds, updates = charged(one, TABLE_1[task][0], TOKENS[task], EPOCHS, (task,), kd=True)
+        print(f"| {task} | {' | '.join(f'{1000 * x / updates:.1f}' for x in seconds)} |")
 
 
 if __name__ == "__main__":
