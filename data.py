@@ -120,12 +120,13 @@ class Sample:
 
 
 def encode_parts(c, q, a, task_id, tokenizer, max_len, stopped=True, id="") -> Sample | None:
-    """Ids of context, question and answer -> both rows, or None when question, ANS and one answer token don't fit.
+    """Ids of context, question and answer -> both rows, or None when TASK, question, ANS and the answer's first token
+    don't fit. An empty answer needs no room.
 
     Both rows are cut in the same place. An answer that is too long by itself is cut first, then the context keeps its
     first tokens. An answer that was cut, or that never `stopped`, has no EOS behind it: its last label is IGNORE."""
     room = max_len - len(q) - 2  # besides TASK, q and ANS
-    if room < min(1, len(a)):  # an empty answer needs no room
+    if room < min(1, len(a)):
         return None
     answer = a[:room]
     context = c[: max(0, room - len(a))]

@@ -263,10 +263,10 @@ def predict(model: GPT, tokenizer: Tokenizer, examples, max_len: int, budget: in
 
 
 def summarise(method: str, order: list[str], rows: list[dict]) -> dict:
-    """The lines of scores.jsonl -> the scores and the four measures of lifelong learning, None where there is none.
+    """The lines of scores.jsonl -> the scores and the four measures of lifelong learning.
 
     With R[i][j] the score on task j after stage i of n, and R[0] before any:
-        average            mean_j R[n][j]
+        average            mean_j R[n][j]                               of `single`, `multitask` all others are None
         backward transfer  mean_{j<n} R[n][j] − R[j][j]                 below 0: forgotten since it was learned
         forgetting         mean_{j<n} max_{i<n} R[i][j] − R[n][j]
         forward transfer   mean_{j>1} R[j−1][j] − R[0][j]               above 0: better before its first example

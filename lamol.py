@@ -33,7 +33,7 @@ class PseudoSample:
 
 def pseudo_per_task(n_new: int, gamma: float, n_previous: int) -> int:
     """The samples of each earlier task: ⌈γ · n_new⌉ shared equally, rounded down (Section 2.3, as the authors' code
-    rounds)."""
+    rounds); 0 if there is no earlier task."""
     return math.ceil(n_new * gamma) // n_previous if n_previous else 0
 
 
@@ -75,7 +75,7 @@ def top_k_sampler(k: int, n: int, steps: int, generator: torch.Generator, device
 
 
 def why_rejected(ids: list[int], tokenizer: Tokenizer) -> str:
-    """The first rule that a generated sequence breaks, or "" for a sample.
+    """The first rule that a generated sequence, which may be empty, breaks, or "" for a sample.
 
     TASK ... must end in its only EOS, with exactly one ANS, text before and after it, no PAD, no task token inside."""
     inside = ids[1:-1]

@@ -79,6 +79,30 @@ def test_a_function_is_graded_with_the_references_functions_around_it(tmp_path):
     assert len(broken(NAMED["lamol.why_rejected"], tmp_path)) == len(NAMED["lamol.why_rejected"].laws)
 
 
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("data.encode_parts", "import data\ndef encode_parts(*x, **y): return data.encode_parts(*x, **y)"),
+        ("kd.word_kd", "def word_kd(*x): return terms.__globals__['word_kd'](*x)"),
+        ("lamol.why_rejected", "def why_rejected(*x): return 'no ANS' if parse_pseudo(*x) is None else ''"),
+        ("train.lifelong", "def lifelong(*x): return METHODS['lamol'](*x)"),
+    ],
+)
+def test_the_references_own_function_can_not_be_called(name, source, tmp_path):
+    (tmp_path / NAMED[name].file).write_text(source, encoding="utf-8")
+    reasons = try_exercise(NAMED[name], tmp_path)
+    assert all(reasons) and "RecursionError" in reasons[0]
+
+
+def test_a_byte_order_mark_and_imports_in_blocks_are_taken_and_a_star_is_named(tmp_path):
+    source = "try:\n    import math as m\nexcept ImportError:\n    m = None\n"
+    source += "def pseudo_per_task(n, gamma, previous):\n    return m.ceil(n * gamma) // previous if previous else 0\n"
+    (tmp_path / "lamol.py").write_text(source, encoding="utf-8-sig")
+    assert broken(NAMED["lamol.pseudo_per_task"], tmp_path) == []
+    (tmp_path / "lamol.py").write_text("from math import *\n" + RIGHT["lamol.pseudo_per_task"])
+    assert "import *: name what is imported" in try_exercise(NAMED["lamol.pseudo_per_task"], tmp_path)[0]
+
+
 def test_a_hint_names_the_law_and_the_smallest_input_that_breaks_it(tmp_path):
     folder = edited(tmp_path, NLL, "return F.cross_entropy", "return 2 * F.cross_entropy")
     assert report(NLL, try_exercise(NLL, folder)).splitlines() == [

@@ -7,6 +7,7 @@ A process that hangs, dies or takes too much memory has no points for the laws t
 """
 
 import ast
+import gc
 import os
 import resource
 import secrets
@@ -148,7 +149,8 @@ def limit_memory() -> None:
 
 def own_function(exercise: Exercise, folder: Path):
     """The student's function, with the names of the reference's file around it. Raises whatever its lines raise."""
-    tree = ast.parse((folder / exercise.file).read_text(encoding="utf-8"), exercise.file)
+    tree = ast.parse((folder / exercise.file).read_text(encoding="utf-8-sig"), exercise.file)
+    reference = getattr(REFERENCE[exercise.file], exercise.function)
     names = dict(vars(REFERENCE[exercise.file]))
     del names[exercise.function]
     own = [node for node in tree.body if binds(node) - names.keys()]
@@ -160,15 +162,23 @@ def own_function(exercise: Exercise, folder: Path):
     exec(compile(ast.Module(body, []), exercise.file, "exec"), names)
     if exercise.function not in names:
         raise LookupError(f"{exercise.file} has no function {exercise.function}")
+    for place in gc.get_referrers(reference):  # what calls the reference's function now calls this one, not the answer
+        if isinstance(place, dict):
+            place |= {name: names[exercise.function] for name, value in place.items() if value is reference}
     return names[exercise.function]
 
 
 def binds(node: ast.stmt) -> set[str]:
-    """The names that a statement at the top of a file defines."""
+    """The names that a statement at the top of a file defines. Raises ImportError for `import *`."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}
     if isinstance(node, ast.Import | ast.ImportFrom):
-        return {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        names = {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        if "*" in names:
+            raise ImportError("import *: name what is imported")
+        return names
     if isinstance(node, ast.Assign | ast.AnnAssign):
         return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    if isinstance(node, ast.If | ast.Try | ast.With | ast.ExceptHandler):
+        return set().union(*(binds(part) for part in ast.iter_child_nodes(node)))
     return set()

@@ -19,13 +19,13 @@ ASSIGNMENT = """# The assignment
 
 Ten functions that carry the paper are yours to write: {points} points. `grep -n "exercise " *.py` finds them. The
 docstring of each says what goes in and comes out (shapes, units); the formulas stand there, in README.md and in the
-paper.
+paper. Of README.md's two commands the one that runs is for you, once the functions are written; the tests are not here.
 
 {table}
 
-Read each file from its beginning: the functions around a gap show how it is used. You may import what you like, and add
-functions of your own to the same file. They are graded with the function that uses them. Whatever was there before
-counts as it was, even if you have changed it.
+Read each file from its beginning: the functions around a gap show how it is used. You may import what you like (but no
+`import *`), and add functions of your own to the same file. They are graded with the function that uses them. Whatever was
+there before counts as it was, even if you have changed it. A file that does not parse has no points.
 
 `python -m lab.course grade THIS_FOLDER`, run in the complete project, prints your points, and for each law that is
 broken the law and the smallest input that breaks it. What you print is not shown there. Each function is graded alone:
