@@ -24,8 +24,8 @@ paper. Of README.md's two commands the one that runs is for you, once the functi
 {table}
 
 Read each file from its beginning: the functions around a gap show how it is used. You may import what you like (but no
-`import *`), and add functions of your own to the same file. They are graded with the function that uses them. Whatever was
-there before counts as it was, even if you have changed it. A file that does not parse has no points.
+`import *`), and add functions of your own to the same file. They are graded with the function that uses them. Whatever
+was there before counts as it was, even if you have changed it. A file that does not parse has no points.
 
 `python -m lab.course grade THIS_FOLDER`, run in the complete project, prints your points, and for each law that is
 broken the law and the smallest input that breaks it. What you print is not shown there. Each function is graded alone:
