@@ -28,7 +28,8 @@ def teacher_of(task: str, run: Path, config: dict) -> Path:
     for file in sorted(Path(config["teachers"]).glob(f"{task}-*/config.json")):
         if wanted.items() <= read_json(file, dict).items():
             return file.parent / "model"
-    raise DataError(f"{run}: {config['teachers']} has no teacher of {task} with seed {config['seed']}")
+    hint = "a run with --kd, or --method single, of this seed trains it"
+    raise DataError(f"{run}: {config['teachers']} has no teacher of {task} with seed {config['seed']}; {hint}")
 
 
 def answers(samples: list[list[int]], model, tokenizer: Tokenizer, budget: int) -> tuple[list[str], list[str]]:

@@ -78,7 +78,7 @@ def first_student(run):
         run.base = None
     elif run.args.continue_:
         take_over(run, model)
-    return model
+    return model.eval()
 
 
 def take_over(run, model) -> None:
