@@ -143,7 +143,8 @@ def freeze(model, dtype):
 def terms(group, weights, teacher, temperature) -> list[Term]:
     """What the tokens of a group learn from: hard ones from their labels, soft ones from the teacher.
 
-    Another target for some tokens is one more Term. What a loss may depend on: see lab.fast.chunked.Term."""
+    Another target for some tokens is one more Term; for a mixture the weights of both add up to theirs. What a loss may
+    depend on: see lab.fast.chunked.Term."""
     hard, soft = group.hard, group.soft
     losses = [Term(hard, weights[hard], nll, (group.labels[hard],))]
     if len(soft):
