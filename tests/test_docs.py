@@ -17,6 +17,7 @@ from eval import greedy
 from lab.fast.decode import decode
 from lab.paper import cost
 from lab.paper.experiments import keys_of
+from lab.paper.numbers import final
 from lab.paper.runs import name_for
 from lab.paper.tables import spread
 from lab.paper.toy import recorded, toy_table
@@ -150,6 +151,17 @@ def test_word_kd_minus_lamol_is_as_the_readme_says():
     for text in (README, DOCS["RESULTS"]):
         assert f"{added:+.1f} points under `added`" in text or f"{added:+.1f} under `added`" in text
         assert f"{joint:+.1f} under `joint`" in text
+
+
+def test_table_4_on_nano_is_that_of_recorded_runs():
+    results = ROOT / "lab" / "results" / "table4"
+    tasks = ("rnnlg.laptop", "rnnlg.tv", "rnnlg.hotel", "rnnlg.rest", "e2e", "avg")
+    rows = {"single models (the teachers)": "e2e*-single-none-*", "LAMOL": "rnnlg*-none-*", "Word-KD": "rnnlg*-word-*"}
+    for label, name in rows.items():
+        (run,) = results.glob(name)
+        numbers = " | ".join(f"{final(run)[task]:.1f}" for task in tasks)
+        assert f"| {label} | {numbers} |" in README
+        assert f" | {numbers} | " in DOCS["RESULTS"]
 
 
 def test_measured_hacks_are_recorded():
