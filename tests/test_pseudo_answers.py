@@ -8,7 +8,7 @@ from whole_runs import run
 from data import encode_prompt
 from eval import greedy
 from lab.fast.decode import decode
-from lab.files import read_json, read_jsonl, write_json, write_jsonl
+from lab.files import read_json, write_json, write_jsonl
 from lab.paper.pseudo import main, teacher_of
 from lab.run.pretrained import load_student
 
@@ -52,4 +52,8 @@ def test_a_run_without_its_teacher_is_one_line(replayed, tmp_path, capsys):
     write_json(folder / "config.json", config | {"seed": 7})
     assert main([str(folder)]) == 1
     assert capsys.readouterr().err.startswith(f"error: {folder}: ") and Path(config["teachers"]).is_dir()
-    assert read_jsonl(folder / "2-sizes" / "pseudo.jsonl", ids=list)
+    (folder / "2-sizes" / "pseudo.jsonl").unlink()
+    for wrong, what in ((folder, "no pseudo.jsonl in it"), (tmp_path, "is no run directory")):
+        assert main([str(wrong)]) == 1
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ") and what in printed and printed.count("\n") == 1

@@ -18,6 +18,7 @@ from lab.files import read_json, read_jsonl, write_json
 from lab.paper.runs import stages_of
 from lab.paper.tables import markdown_of
 from lab.run.pretrained import load_student
+from lab.run.rundir import read_run
 from lamol import parse_pseudo
 
 
@@ -42,9 +43,12 @@ def answers(samples: list[list[int]], model, tokenizer: Tokenizer, budget: int) 
 
 def judge(run: Path) -> dict[str, tuple]:
     """Task -> (samples drawn, their own answers, the teacher's), the answers of accepted samples. Raises DataError."""
+    read_run(run)  # has it finished?
     config, judged = read_json(run / "config.json", dict), {}
-    files = [folder / "pseudo.jsonl" for folder in stages_of(run)]
-    lines = [line for file in files if file.exists() for line in read_jsonl(file, task=str, rejected=str, ids=list)]
+    files = [file for folder in stages_of(run) if (file := folder / "pseudo.jsonl").exists()]
+    if not files:
+        raise DataError(f"{run}: no pseudo.jsonl in it: nothing was replayed, or it is a copy without its folders")
+    lines = [line for file in files for line in read_jsonl(file, task=str, rejected=str, ids=list)]
     for task in dict.fromkeys(line["task"] for line in lines):
         drawn = [line for line in lines if line["task"] == task]
         model, tokenizer, of_model = load_student(teacher_of(task, run, config))
