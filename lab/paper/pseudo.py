@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data import Example, Tokenizer
 from eval import METRICS, greedy
-from lab.errors import DataError, Parser, command
+from lab.errors import DataError, Parser, command, expand_paths
 from lab.fast.decode import decode
 from lab.files import read_json, read_jsonl, write_json
 from lab.paper.runs import stages_of
@@ -23,10 +23,11 @@ from lamol import parse_pseudo
 
 
 def teacher_of(task: str, run: Path, config: dict) -> Path:
-    """The model of a task's teacher with the seed and the epochs of a run. Raises DataError if there is none."""
+    """The model of a task's teacher with the seed, epochs and data of a run; of several, which differ by other options,
+    the first by name. Raises DataError if there is none."""
     wanted = {"task": task, "slot": config["slots"][task], "seed": config["seed"], "epochs": config["epochs"]}
     wanted |= {"examples": config["data"][task]}
-    for file in sorted(Path(config["teachers"]).glob(f"{task}-*/config.json")):
+    for file in sorted(Path(config["teachers"]).expanduser().glob(f"{task}-*/config.json")):
         if wanted.items() <= read_json(file, dict).items():
             return file.parent / "model"
     hint = "a run with --kd, or --method single, of this seed trains it"
@@ -34,7 +35,8 @@ def teacher_of(task: str, run: Path, config: dict) -> Path:
 
 
 def answers(samples: list[list[int]], model, tokenizer: Tokenizer, budget: int) -> tuple[list[str], list[str]]:
-    """Accepted pseudo-samples (ids) -> their own answers, and the model's greedy ones to the same questions."""
+    """Accepted pseudo-samples (ids, task token first) -> their own answers, and the model's greedy ones to the same
+    questions, of at most `budget` tokens."""
     questions, own = zip(*(parse_pseudo(ids, tokenizer) for ids in samples))
     prompts = [[*ids, tokenizer.ans_id] for ids in questions]
     found = decode(model, prompts, [budget] * len(prompts), tokenizer.eos_id, greedy)
@@ -77,6 +79,7 @@ def main(argv=None) -> None:
     parser.add_argument("runs", nargs="+", help="directories of runs that replay")
     parser.add_argument("--json", help="a file for the lines")
     o = parser.parse_args(argv)
+    expand_paths(o, parser, "json")
     groups = {}
     for run in map(Path, o.runs):
         for task, judged in judge(run).items():
