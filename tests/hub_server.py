@@ -186,7 +186,7 @@ class Machine:
 
     def call(self, what, *args, **environment) -> Outcome:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["hub_server", "train", "lab.prefetch"])
+        context.set_forkserver_preload(["hub_server", "train", "lab.prefetch", "torch._dynamo"])
         there, here = context.Pipe(duplex=False)
         process = context.Process(target=target, args=(here, self.environment | environment, what, args))
         process.start()
