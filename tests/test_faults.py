@@ -143,7 +143,8 @@ def test_a_models_slots_and_lengths_are_checked(tmp_path, wrong):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_and_resumed_ends_identical(tmp_path):
+def test_a_process_that_is_killed_and_resumed_ends_identical(tmp_path, monkeypatch):
+    monkeypatch.setattr(faults, "SMALL", [*faults.SMALL, "--limit", "16", "--no-eval-every-epoch"])
     lab = faults.Lab(tmp_path, "seqsoft")
     count = faults.kill(lab, 1, random.Random(3))
     assert count["hits"] == 1 and count["bad"] == 0
