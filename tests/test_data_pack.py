@@ -12,13 +12,16 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
+import torch
 
-from data import Task
+import kd
+from data import Task, encode_example, make_batch, plan_epoch
 from eval import parse_state
 from lab.tasks import TASKS, is_toy, load_task
 from lab.tasks.nlg import e2e_reader
 from lab.tasks.reading import SPLITS, subsample
 from lab.tasks.wikisql import sql_row
+from lamol import pseudo_per_task, real_samples
 
 PARTIAL = {"sql": (1542, 2660), "cnn": (80, 20), "ag": (6600, 1000)}  # the pack has no whole public files of these
 WHOLE = {task: TASKS[task].sizes for task in ("woz", "e2e", "rnnlg.rest", "rnnlg.hotel", "rnnlg.tv", "rnnlg.laptop")}
@@ -328,3 +331,26 @@ def test_ag_survives_its_traps(shared, tmp_path, capsys):
     assert {e.question for e in test} == {"Is this World, Sports, Business or Sci/Tech?"}
     own = [line for line in capsys.readouterr().out.splitlines() if "malformed" in line or "as found" in line]
     assert own == [f"ag: train.csv in {tmp_path / 'ag_news'}: used as found, not the known public file"]
+
+
+@pytest.mark.parametrize("new, old, joint", [("cnn", "woz", 0.02), ("cnn", "sql", 0.05), ("sql", "woz", 0.07)])
+def test_replay_has_a_small_share_of_the_weights_under_joint_and_a_third_under_added(real, gpt2_tok, new, old, joint):
+    """As lab/docs/FAITHFULNESS.md says: γ = 0.2, batches of 4, a mean over ten epochs."""
+    encoded = {}
+    for name in (new, old):
+        rows = (encode_example(e, gpt2_tok.task_id(name), gpt2_tok, 1024) for e in real.tasks[name].train)
+        encoded[name] = [sample for sample in rows if sample is not None]
+    current = encoded[new]
+    n = pseudo_per_task(len(current), 0.2, 1)
+    for rule, wanted in (("joint", joint), ("added", 0.34)):
+        shares, generator = [], torch.Generator().manual_seed(0)
+        for _ in range(10):
+            drawn = real_samples(encoded[old], gpt2_tok, old, n, generator)
+            samples, of_replay, of_all = current + [one.sample for one in drawn], 0.0, 0.0
+            for indices in plan_epoch(len(current), n, 4, "shuffled", generator):
+                batch = make_batch(samples, indices, len(current), soft=rule == "added")
+                for group, weights in zip(batch, kd.token_weights(batch, rule, gpt2_tok.ans_id)):
+                    of_replay += float(weights[group.replay].sum())
+                    of_all += float(weights.sum())
+            shares.append(of_replay / of_all)
+        assert sum(shares) / 10 == pytest.approx(wanted, abs=0.01), shares
