@@ -77,7 +77,7 @@ def build_optimizer(model, args):
 
 def set_rates(optimizer, lr, epsilon, t):
     """The rate and the ε of update t = 1, 2, ... The authors' AdamW adds ε before the bias correction of the second
-    moment, torch's adds it after: so ε is corrected, too. Most gradients are below 1e-4, so it matters."""
+    moment, torch's adds it after: so ε is corrected, too. Where gradients are not far above ε it matters."""
     for group in optimizer.param_groups:
         group["lr"] = lr
         group["eps"] = epsilon / (1 - group["betas"][1] ** t) ** 0.5

@@ -18,11 +18,11 @@ import io
 import json
 import math
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import mean
@@ -34,6 +34,7 @@ from lab.paper.runs import ROOT, RunKey, check_same_data, finished, name_for, re
 from lab.paper.tables import csv_of
 from lab.run.options import Options, parse, task_names
 from lab.run.parser import build_parser
+from lab.run.setup import git, is_checkout
 
 OWN = ("--seed", "--resume", "--no-resume", "--continue")  # options that the comparison sets itself
 SHARED = ("--order", "--runs-dir", "--teachers")  # and those that all sides share
@@ -144,15 +145,11 @@ def names_by(root: Path, argvs: list[list[str]], error) -> list[str]:
 # ---------------------------------------------------------------------- the code of another commit
 
 
-def git(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(["git", "-C", str(ROOT), *map(str, arguments)], capture_output=True, text=True)
-
-
 def commit_of(revision: str, error) -> str:
     """The first 12 digits of a commit's hash."""
-    if not shutil.which("git") or git("rev-parse", "--show-prefix").stdout != "\n":
+    if not is_checkout(ROOT):
         error(f"--at needs git, and {ROOT} must be a git checkout")
-    found = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    found = git(ROOT, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if found.returncode:
         error(f"--at {revision}: git knows no such commit, branch or tag")
     return found.stdout[:12]
@@ -164,17 +161,17 @@ def worktree(commit: str, runs_dir: Path):
     runs_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{commit}.", dir=runs_dir.resolve()) as folder:
         try:
-            done = git("worktree", "add", "--detach", folder, commit)
+            done = git(ROOT, "worktree", "add", "--detach", folder, commit)
             if done.returncode:
                 raise RunError(f"{folder}: no git worktree can be made ({done.stderr.strip().splitlines()[-1]})")
             yield Path(folder)
         finally:
-            git("worktree", "remove", "--force", folder)
+            git(ROOT, "worktree", "remove", "--force", folder)
 
 
 def same_teachers(commit: str) -> bool:
     """Do the working tree, with its edits, and a commit train the same teachers? In doubt not."""
-    return git("diff", "--quiet", commit, "--", ".", *(f":!{path}" for path in NO_TEACHER)).returncode == 0
+    return git(ROOT, "diff", "--quiet", commit, "--", ".", *(f":!{path}" for path in NO_TEACHER)).returncode == 0
 
 
 # ---------------------------------------------------------------------- running and comparing
@@ -271,20 +268,20 @@ def aligned(rows: list[tuple]) -> list[str]:
 
 def replay_lines(letter: str, runs: dict[tuple[str, int], Path]) -> list[str]:
     """How much the runs of a side have replayed, and those that have replayed nothing."""
-    total, wrong = [0, 0], {}
+    total, wrong = Counter(), {}
     for pair, run in runs.items():
         stages = replayed(run)
-        accepted, drawn = (sum(count[i] for count in stages.values()) for i in (0, 1))
-        total = [total[0] + accepted, total[1] + drawn]
-        what = ", ".join(f"nothing was replayed in {name}" for name, (n, _) in stages.items() if not n)
-        if not accepted:
-            what = f"NOTHING WAS REPLAYED, no sample was {'accepted' if drawn else 'drawn'}"
+        counts = sum(stages.values(), Counter())
+        total += counts
+        what = ", ".join(f"nothing was replayed in {name}" for name, n in stages.items() if not n["accepted"])
+        if not counts["accepted"]:
+            what = f"NOTHING WAS REPLAYED, no sample was {'accepted' if counts else 'drawn'}"
         if not stages:
             what = "what was replayed is unknown, the folders of the stages are gone"
         wrong.setdefault(what, []).append(name_of(*pair))
     wrong.pop("", None)
     where = (f"    {what}: {'every run' if len(w) == len(runs) else '; '.join(w)}" for what, w in wrong.items())
-    return [f"replay of {letter}: {total[0]} of {total[1]} samples accepted", *where]
+    return [f"replay of {letter}: {total['accepted']} of {total.total()} samples accepted", *where]
 
 
 @command(": finished runs stay; the same command goes on")

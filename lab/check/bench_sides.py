@@ -184,6 +184,8 @@ def hugging_face(model: GPT, device):
     with tempfile.TemporaryDirectory() as folder:
         save_gpt(model, folder)
         found = GPT2LMHeadModel.from_pretrained(folder, **fast).to(device)
+        for p in found.parameters():  # the file is only mapped: read it, or its bytes would be counted later
+            p.data = p.data.clone()
     found.generation_config.eos_token_id = None  # rows end where the case says
     return found
 

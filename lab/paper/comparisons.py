@@ -9,6 +9,7 @@ above 0, not held if it is below 0, and else undecided. A claim with several lin
 correction is made for how many lines there are: with twenty, one is expected to be wrong by chance.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
@@ -202,8 +203,6 @@ def accepted(runs: dict[RunKey, Path]) -> list[tuple]:
     """(order, method, accepted and drawn pseudo-samples of all seeds), for a table: of what an explanation is made."""
     counts = {}
     for key, run in runs.items():
-        for good, drawn in replayed(run).values():
-            before = counts.get((key.order, key.label), (0, 0))
-            counts[key.order, key.label] = before[0] + good, before[1] + drawn
-    rows = [(*place, f"{good} of {drawn}") for place, (good, drawn) in counts.items() if drawn]
+        counts.setdefault((key.order, key.label), Counter()).update(sum(replayed(run).values(), Counter()))
+    rows = [(*place, f"{n['accepted']} of {n.total()}") for place, n in counts.items() if n.total()]
     return [("order", "method", "pseudo-samples accepted"), *rows]

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -184,17 +185,21 @@ def stages_of(run: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: int(folder.name.split("-")[0]))
 
 
-def replayed(run: Path) -> dict[str, tuple[int, int]]:
-    """The folder of each stage after the first -> the samples for replay, generated or real: (accepted, drawn).
+def replayed(run: Path) -> dict[str, Counter]:
+    """The folder of each stage after the first -> its samples for replay, generated or real: how many are "accepted",
+    and how many are rejected, by reason.
 
     Nothing for a copy that lacks the counts. Raises RunError for a file that can't be read."""
     if (run / "replayed.json").exists():
-        return read_json(run / "replayed.json", dict)
+        kept = read_json(run / "replayed.json", dict)
+        if not all(isinstance(counts, dict) for counts in kept.values()):
+            raise RunError(f"{run / 'replayed.json'}: has no counts by reason; copy the run again")
+        return {stage: Counter(counts) for stage, counts in kept.items()}
     counts = {}
     for folder in stages_of(run)[1:]:
         file = folder / "pseudo.jsonl"
-        rejected = [line["rejected"] for line in read_jsonl(file, rejected=str)] if file.exists() else []
-        counts[folder.name] = rejected.count(""), len(rejected)
+        lines = read_jsonl(file, rejected=str) if file.exists() else []
+        counts[folder.name] = Counter(line["rejected"] or "accepted" for line in lines)
     return counts
 
 

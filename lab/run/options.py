@@ -26,7 +26,8 @@ PAPER_DEFAULTS = {"lr": 6.25e-5, "batch_size": 0, "epochs": 9, "adam_epsilon": 1
 MODEL_DEFAULTS = {"nano": {"lr": 1e-3, "batch_size": 8, "epochs": 9, "adam_epsilon": 1e-8, "eval_every_epoch": True}}
 # What a config.json says besides the options, and may change at --resume, too: the rest must be the same.
 MACHINE = ("resolved_device", "resolved_dtype", "python", "torch", "threads", "ranks")
-FURTHER = dict.fromkeys(MACHINE, "rounding") | {"name": "local", "ceiling": "local"}  # key -> kind
+BESIDE = ("name", "ceiling", "date", "commit")
+FURTHER = dict.fromkeys(MACHINE, "rounding") | dict.fromkeys(BESIDE, "local")  # key -> kind
 
 # ---------------------------------------------------------------------- when an option has no effect
 

@@ -1,7 +1,10 @@
 """What a run begins with: its options as device, models, tokenizer, tasks; and its config.json."""
 
 import platform
+import shutil
+import subprocess
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -17,6 +20,8 @@ from lab.run.ranks import world_size
 from lab.run.teachers import hash_of_model
 from lab.tasks import TASKS, load_task
 from lab.tasks.ceiling import ceiling
+
+ROOT = Path(__file__).parents[2]
 
 
 def load(run) -> str:
@@ -72,7 +77,24 @@ def config_of(run) -> dict:
     config |= {"resolved_device": str(run.device), "resolved_dtype": str(run.dtype).removeprefix("torch.")}
     config |= {"resolved_max_len": run.max_len, "resolved_replay_loss": run.replay_loss}
     config |= {"python": platform.python_version(), "torch": torch.__version__}
-    return config | {"threads": torch.get_num_threads(), "ranks": world_size()}
+    config |= {"threads": torch.get_num_threads(), "ranks": world_size()}
+    return config | {"date": str(date.today()), "commit": commit()}
+
+
+def commit() -> str:
+    """The commit of this code, with "-dirty" behind it where a file differs; "" where it is no git checkout."""
+    if not is_checkout(ROOT):
+        return ""
+    return git(ROOT, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").stdout.strip()
+
+
+def is_checkout(folder: Path) -> bool:
+    """Is this folder, and not one above it, the top of a git checkout?"""
+    return bool(shutil.which("git")) and git(folder, "rev-parse", "--show-prefix").stdout == "\n"
+
+
+def git(folder: Path, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", "-C", str(folder), *map(str, arguments)], capture_output=True, text=True)
 
 
 def absolute(order: str) -> str:
