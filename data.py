@@ -212,8 +212,8 @@ class Group:
     labels: torch.Tensor  # (S,): what each must predict
     lm: torch.Tensor  # (S,) bool: of an LM row
     replay: torch.Tensor  # (S,) bool: of a replayed row
-    soft: torch.Tensor  # which of the S tokens learn the teacher's distribution
-    hard: torch.Tensor  # which of them learn their labels: all others
+    soft: torch.Tensor  # (soft ones,): which of the S tokens learn the teacher's distribution
+    hard: torch.Tensor  # (hard ones,): which of them learn their labels: all others
     process: int = 0  # which of several processes takes it
 
     def to(self, device) -> "Group":
@@ -256,6 +256,8 @@ def collate(rows: list[Row], soft: bool = False, process: int = 0, device: str =
 
 
 if __name__ == "__main__":
-    from lab.show.data import show
+    import sys
 
-    show()
+    from lab.show.data import main
+
+    sys.exit(main())

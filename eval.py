@@ -4,12 +4,11 @@ Table 1 names the metrics: dsEM (WOZ), lfEM (WikiSQL), ROUGE (CNN/DailyMail, NLG
 score is a percentage. A metric is a function of predictions (texts) and examples, and a line in METRICS below. Answers
 are decoded greedily (Section 3.1), from a prompt without a task token.
 
-    python eval.py                                              three metrics taken apart
-    python eval.py runs/woz+sql+cnn-lamol-word-g0.2-s0          a run's table
-    python eval.py --model runs/.../model --task woz            score one model
+    python eval.py                                               three metrics taken apart
+    python eval.py runs/toy.woz+toy.sql+toy.cnn-lamol-word-g0.2-s0       a run's table
+    python eval.py --model runs/.../model --task toy.woz         score one model
 """
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from data import Example, Task, Tokenizer, encode_prompt
 from lab.fast.decode import beam_search, decode
+from lab.sql import AGGREGATES, OPERATORS, parse_sql
 from model import GPT
 
 # ---------------------------------------------------------------------- exact match
@@ -74,87 +74,10 @@ def check_turn(meta: dict) -> None:
 
 # ---------------------------------------------------------------------- WikiSQL: logical-form exact match (lfEM)
 
-AGGREGATES, OPERATORS = ("", "max", "min", "count", "sum", "avg"), ("=", ">", "<")
-
-
-def common_subsequence(a: str, b: str) -> int:
-    """The length of the longest common subsequence. Bit i of `row` is 0 where the table's row steps up at a[i]; one
-    addition updates a whole row of the dynamic programme (Hyyrö 2004)."""
-    where = {}
-    for i, char in enumerate(a):
-        where[char] = where.get(char, 0) | 1 << i
-    full = row = (1 << len(a)) - 1
-    for char in b:
-        u = row & where.get(char, 0)
-        row = (row + u | row - u) & full
-    return len(a) - row.bit_count()
-
-
-def common_run(name: str, text: str) -> int:
-    """The longest run of equal characters that starts in the name no earlier than in the text."""
-    best = 0
-    for shift in range(len(name)):
-        run = 0
-        for a, b in zip(name[shift:], text):
-            run = run + 1 if a == b else 0
-            best = max(best, run)
-    return best
-
-
-def similarity(name: str, text: str) -> float:
-    """How much a text is like a column's name: the common subsequence as a share of the longer one. Ties go to the
-    longer common run, then to the shorter string. Raises ZeroDivisionError for two empty ones."""
-    longer, shorter = max(len(name), len(text)), min(len(name), len(text))
-    return common_subsequence(name, text) / longer + common_run(name, text) / 1e4 - shorter / 1e8
-
-
-def most_similar(names: list[str], texts: list[str]) -> tuple[int, int]:
-    """Which name is most like which of the texts; the first of equals."""
-    likeness = [similarity(name, text) for name in names for text in texts]
-    return divmod(likeness.index(max(likeness)), len(texts))
-
-
-def parse_sql(text: str, header: list[str]) -> dict:
-    """SQL in lower case -> its logical form {sel, agg, conds}, by the rule of the authors' code. Raises ValueError,
-    IndexError or ZeroDivisionError for what it can't read.
-
-    Column names may be misspelt: the most similar one is meant, the longest first."""
-    columns = sorted(((name.lower(), i) for i, name in enumerate(header)), key=lambda c: len(c[0]), reverse=True)
-    names = [name for name, _ in columns]
-    selection, where, condition = text.partition("where")
-    selection = selection.split()[1:-2]  # without `select` and `from table`, which are not looked at
-    column, aggregated = most_similar(names, [" ".join(selection), " ".join(selection[1:])])
-    aggregate = AGGREGATES.index(selection[0]) if aggregated else 0
-    conditions = parse_conditions(condition, columns, header) if where else []
-    return {"sel": columns[column][1], "agg": aggregate, "conds": conditions}
-
-
-def parse_conditions(text: str, columns: list[tuple[str, int]], header: list[str]) -> list[list]:
-    """What stands behind `where` -> [[column, operator, value]]. The text is cut at every operator, and at every `and`
-    between two of them. Spaces in values are ignored."""
-    operators = re.findall("[=><]", text)
-    pieces = [piece.strip() for piece in re.split("[=><]", text)]
-    first, *middle, last = pieces if operators else pieces * 2
-    pieces = [first, *(part for piece in middle for part in piece.split("and")), last]  # column, value, column, ...
-    for i in range(0, len(pieces), 2):
-        pieces[i] = columns[most_similar([name for name, _ in columns], [pieces[i]])[0]][0]
-    for i, operator in enumerate(operators):
-        pieces[2 * i] += " " + operator
-    marked = f" {' and '.join(f'{a} {b}' for a, b in zip(pieces[::2], pieces[1::2]))} "
-    for name, i in columns:  # upper case marks a column, since the text is in lower case
-        marked = marked.replace(f" {name} ", f" COL{i} ")
-    conditions = []
-    for part in re.split(r"(COL\d+ [=><](?!\S))", " ".join(marked.split())):
-        if match := re.fullmatch(r"COL(\d+) ([=><])", part):
-            conditions.append([int(match[1]), OPERATORS.index(match[2])])
-        elif words := part.split():  # a value; before a condition's column there is none, which raises here
-            value = [header[int(w[3:])].lower() if w.startswith("COL") else w for w in words]
-            conditions[-1].append("".join(value[:-1] if words[-1] == "and" else value).replace(" ", ""))
-    return conditions
-
 
 def logical_form_scores(predictions: list[str], examples: list[Example]) -> dict[str, float]:
-    """lfEM: does a prediction, lower-cased, read as the gold logical form? Conditions must be in its order.
+    """lfEM: does a prediction, lower-cased, read as the gold logical form? Conditions must be in its order. How SQL is
+    read is the authors' rule, `lab.sql.parse_sql`.
 
     An example's meta has `sql`, {sel, agg, conds: [[column, operator, value]]}, and the `header` it points into."""
     matches = []
@@ -175,7 +98,7 @@ def check_sql(meta: dict) -> None:
         raise ValueError("'header' must be a list of texts")
     indices = [("column", sql["sel"], len(header)), ("agg", sql["agg"], len(AGGREGATES))]
     for column, operator, _ in sql["conds"]:
-        indices += [("column", column, len(header)), ("operator", operator, 4)]  # WikiSQL lists a fourth one, OP
+        indices += [("column", column, len(header)), ("operator", operator, len(OPERATORS))]
     for what, i, n in indices:
         if type(i) is not int or not 0 <= i < n:
             raise ValueError(f"{what} {i!r} is no index from 0 to {n - 1}")
@@ -195,16 +118,14 @@ def rouge_scores(predictions: list[str], examples: list[Example]) -> dict[str, f
     def sentences(text):
         return "\n".join(" ".join(sentence.split()) for sentence in text.split("."))
 
-    def grams(text):  # how many 1-grams, 2-grams and words
-        n = len(words.tokenize(text))
-        return {"rouge1": n, "rouge2": max(0, n - 1), "rougeLsum": n}
-
     totals = dict.fromkeys(("rouge1", "rouge2", "rougeLsum"), 0.0)
     for prediction, example in zip(map(sentences, predictions), examples, strict=True):
         references = [sentences(text) for text in example.meta.get("references", [example.answer])]
         scores = [scorer.score(reference, prediction) for reference in references]
+        lengths = [len(words.tokenize(text)) for text in (prediction, *references)]
         for kind in totals:  # the pooled F
-            weights = [grams(prediction)[kind] + grams(reference)[kind] for reference in references]
+            n, *others = [max(0, length - 1) if kind == "rouge2" else length for length in lengths]  # n-grams
+            weights = [n + other for other in others]
             pooled = sum(w * s[kind].fmeasure for w, s in zip(weights, scores))
             totals[kind] += pooled / sum(weights) if sum(weights) else 0.0
     r1, r2, rl = (100 * total / max(1, len(predictions)) for total in totals.values())

@@ -45,8 +45,14 @@ def word_kd(student_logits, teacher_logits, temperature):
 # ---------------------------------------------------------------------- what each token counts
 
 
+def authors_rule(kd):
+    """How the authors' code weighs replay, for a --kd: `added` with soft targets, else `joint` (see token_weights)."""
+    return "added" if kd in ("word", "seqsoft") else "joint"
+
+
 def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
-    """Section 2.3: the weight of each supervised token in the loss of its batch, a tensor (S,) for each group.
+    """Section 2.3: the weight of each supervised token in the loss of its batch (a list of data.Group): a tensor (S,)
+    for each group.
 
     The loss of a batch is Σ weight · ℓ over its tokens, with ℓ the NLL or the KD of a token:
 
@@ -54,8 +60,8 @@ def token_weights(batch, rule, ans_id, ans_weight=5.0, lm_lambda=0.25):
         joint   L_s = ( Σ_current ℓ + Σ_replay NLL ) / (all tokens of s)                 the paper's sum, as a mean
         added   L_s = Σ_current ℓ / (current tokens of s) + Σ_replay NLL / (replay tokens of s)
 
-    In the authors' code `added` is the rule of Word-KD and Seq-KD_soft, `joint` that of all else. A hard target that is
-    ANS, which only LM rows have, counts `ans_weight` times, in the sum and in its divisor. An empty part adds nothing.
+    A hard target that is ANS, which only LM rows have, counts `ans_weight` times, in the sum and in its divisor. An
+    empty part adds nothing. The paper has no rule, and the authors' code two: see authors_rule.
     """
     weights = [torch.where(group.labels == ans_id, ans_weight, 1.0).index_fill(0, group.soft, 1.0) for group in batch]
     weights = torch.cat(weights)
@@ -165,6 +171,8 @@ def group_loss(student, teacher, group, weights, temperature, scale=1.0):
 
 
 if __name__ == "__main__":
-    from lab.show.kd import show
+    import sys
 
-    show()
+    from lab.show.kd import main
+
+    sys.exit(main())

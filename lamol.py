@@ -60,7 +60,7 @@ def top_k_sampler(k: int, n: int, steps: int, generator: torch.Generator, device
     def pick(logits, rows, t):
         """The inverse of each row's cumulative distribution at u. logits (b, V), rows (b,), t (b,) -> tokens (b,)."""
         size = k if 0 < k < logits.size(-1) else logits.size(-1)
-        values, ids = logits.topk(min(4 * size, logits.size(-1)))  # the k likeliest, and words that tie with the k-th
+        values, ids = logits.topk(min(4 * size, logits.size(-1)))  # so up to 3k words that tie with the k-th are kept
         values = at_least_float32(top_k_filter(values, size))
         cdf = values.softmax(dim=-1).cumsum(dim=-1)
         x = u[rows, t.clamp(max=steps - 1)].to(cdf.dtype) * cdf[:, -1]
@@ -117,9 +117,10 @@ def generated_samples(
     samples = []
     for i, new in enumerate(decode(model, [[task_id]] * n, [max_len] * n, tokenizer.eos_id, pick), 1):
         ids = [task_id, *new]
-        parts = parse_pseudo(ids, tokenizer)
-        # context and question can't be told apart in a generated sequence, and need not be: the rows are the same
-        sample = parts and encode_parts([], *parts, task_id, tokenizer, max_len, id=f"pseudo-{name}-{i}")
+        sample = None
+        if parts := parse_pseudo(ids, tokenizer):
+            # context and question can't be told apart in a generated sequence, and need not be: the rows are the same
+            sample = encode_parts([], *parts, task_id, tokenizer, max_len, id=f"pseudo-{name}-{i}")
         samples.append(PseudoSample(name, "generated", ids, why_rejected(ids, tokenizer), sample))
     return samples
 
@@ -161,4 +162,4 @@ if __name__ == "__main__":
 
     from lab.show.lamol import main
 
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

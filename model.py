@@ -158,6 +158,7 @@ class GPT(nn.Module):
 
         Raises ValueError, which names the key, for a tensor that is missing, unknown or of another shape."""
         if config.n_layer > len(weights):
+            # or a forged config would have a million layers built
             raise ValueError(f"the config names n_layer = {config.n_layer}, but there are {len(weights)} tensors")
         with torch.device("meta"):  # shapes only, so a wrong config costs no memory
             model = cls(config)
@@ -191,6 +192,8 @@ class GPT(nn.Module):
 
 
 if __name__ == "__main__":
-    from lab.show.model import show
+    import sys
 
-    show()
+    from lab.show.model import main
+
+    sys.exit(main())

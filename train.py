@@ -1,6 +1,7 @@
 """L2KD: lifelong language knowledge distillation (Chuang, Su, Chen; EMNLP 2020).
 
-    python train.py --order woz,sql,cnn --kd word
+    python train.py                                     toy tasks and a tiny model, offline
+    python train.py --order woz,sql,cnn --kd word       the paper's tasks and model, on a GPU
 
 Algorithm 1, for each task m of the sequence (D_m its data, θ_T the teacher, θ_S the student, γ the share of replay):
 
@@ -45,8 +46,8 @@ from lab.run import Run, command_line
 def learning_rate(samples_seen, n_samples, epochs, lr, warmup_ratio):
     """The rate of the next update: it rises over a share of the first epoch, then falls, as in the authors' code.
 
-    It is counted in samples: n_samples are those of one epoch, current and replay. With a warm-up the first update's
-    rate is 0. The last one's is not quite, since the fall begins after the warm-up."""
+    It is counted in samples: those seen since the task began, and n_samples of one epoch, current and replay. With a
+    warm-up the first update's rate is 0. The last one's is not quite, since the fall begins after the warm-up."""
     warmup = int(warmup_ratio * n_samples)
     if warmup > 0 and samples_seen <= warmup:
         return lr * samples_seen / warmup
@@ -124,12 +125,12 @@ def learn(run, model, phase, current, replay=(), teacher=None, before_step=None)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             # ------------------------------------------------------------
-            progress.end_update(grad_norm=norm, lr=lr, temperature=temperature)
+            progress.end_update(grad_norm=norm, lr=lr, temperature=temperature)  # counts samples_seen and steps
     model.eval()
 
 
 def get_teacher(run, task):
-    """Alg. 1, line 1: the teacher of a task, loaded if it was trained before.
+    """Alg. 1, line 1: the teacher of a task, a GPT, loaded if it was trained before.
 
     It starts from the pretrained weights and learns its task alone by NLL, so it is the `single` model of Table 3."""
 
@@ -142,7 +143,8 @@ def get_teacher(run, task):
 
 
 def teacher_answers(run, teacher, task, stage):
-    """Section 2.2, Seq-KD: the task's samples, with each answer replaced by the teacher's, greedy or by beam search.
+    """Section 2.2, Seq-KD: the task's samples (a list of data.Sample), with each answer replaced by the teacher's,
+    greedy or by beam search.
 
     Context and question stay the real ones. An answer that never stopped gets no EOS."""
     tok, samples, lines = run.tokenizer, [], []
@@ -161,10 +163,11 @@ def teacher_answers(run, teacher, task, stage):
 
 
 def replay_samples(run, student, previous, n_new, task, stage):
-    """Alg. 1, line 2: pseudo-data of the previous tasks, from the student as the last stage left it."""
+    """Alg. 1, line 2: pseudo-data of the previous tasks, a list of data.Sample, from the student as the last stage left
+    it. n_new: how many samples the new task has."""
     args, tok, samples = run.args, run.tokenizer, []
     n = lamol.pseudo_per_task(n_new, args.gamma, len(previous))
-    for old in previous if n else []:
+    for old in previous if n > 0 else []:
         generator = run.generator_for(stage, old.name, "replay")
         if args.replay == "real":
             samples += lamol.real_samples(run.samples[old.name], tok, old.name, n, generator)
@@ -220,6 +223,7 @@ def multitask(run):
             if run.args.kd == "seq":
                 teacher = kd.Teacher(get_teacher(run, task), run.dtype)
                 samples += teacher_answers(run, teacher, task, m)
+                del teacher
             else:
                 samples += run.samples[task.name]
         learn(run, model, run.phase(m, all_tasks), samples)
@@ -238,7 +242,8 @@ def start(args) -> dict:
 
 
 def main(argv=None) -> int:
-    """The command line. Returns the exit code: 0, 1 for bad data or a failed run, 130 and 143 when interrupted."""
+    """The command line. Returns the exit code: 0, 1 for bad data or a failed run, 2 for bad usage, 130 and 143 when
+    interrupted."""
     return command_line(start, argv)
 
 

@@ -92,7 +92,7 @@ def parse_arguments(argv: list[str]):
     if own := next((word for word in shared if word.split("=")[0] in OWN), None):
         parser.error(f"{own}: a comparison sets it itself")
     given = build_parser(Options).parse_args(shared)  # what is wrong here is no side's fault
-    folders = parse(["--runs-dir", given.runs_dir, "--teachers", given.teachers])
+    folders = parse(["--runs-dir", given.runs_dir, *(["--teachers", given.teachers] if given.teachers else [])])
     o.runs_dir, o.teachers = Path(folders.runs_dir).expanduser(), folders.teachers
     try:
         orders = dict.fromkeys(o.order or [Options.order])
@@ -113,6 +113,8 @@ def prepare(text: str, o, shared: list[str], stack: ExitStack) -> Side:
         side, words = parser.parse_known_args(shlex.split(text))
     except ValueError as e:
         parser.error(str(e))
+    if {"-h", "--help"} & set(words):
+        parser.error("python train.py --help lists the options of a side")
     if own := next((word for word in words if word.split("=")[0] in OWN + SHARED), None):
         parser.error(f"{own} is the same for all sides (--seeds, and the options after it)")
     root, runs_dir, folders, shown = ROOT, o.runs_dir, [], text

@@ -31,10 +31,18 @@ class RunError(LabError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad usage exits with 2 and one line. Options can't be abbreviated."""
+    """Bad usage exits with 2 and one line. Options can't be abbreviated, and no word is empty."""
 
     def __init__(self, *words, **options):
         super().__init__(*words, allow_abbrev=False, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else args
+        for before, word in zip([None, *words], words):
+            if not word.strip() or re.fullmatch(r"--[\w-]+=\s*", word):
+                where = word if word.strip() else f"behind {before}" if before else "first"
+                self.error(f"{where}: nothing stands there; a variable without a value?")
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (--help lists the options)\n")
@@ -49,7 +57,12 @@ def command(what_stays: str = ""):
         def with_exit_code(argv=None) -> int:
             replace_unprintable()
             try:
-                return main(argv) or 0
+                code = main(argv) or 0
+                sys.stdout.flush()
+                return code
+            except BrokenPipeError:  # a reader such as `head` has stopped early; at exit nothing must be flushed to it
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 1
             except (LabError, OSError) as e:
                 print(f"error: {e}", file=sys.stderr)
                 return 1

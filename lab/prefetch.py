@@ -10,24 +10,20 @@ again. Everything lies in --data-dir, --cache-dir and the cache of huggingface_h
 import sys
 
 from lab.errors import LabError, RunError, command
-from lab.paper.experiments import TABLES, keys_of
-from lab.paper.runs import FIGURES, arguments
+from lab.paper.__main__ import parse_arguments
+from lab.paper.experiments import keys_of
+from lab.paper.runs import arguments
 from lab.run.options import Options, model_reason, no_teacher, parse
 from lab.run.pretrained import tokenizer_of, weight_files
 from lab.tasks import load_task
-
-KNOWN = (*TABLES, *FIGURES, "claims", "toy")
 
 
 def wanted(argv: list[str]) -> list[Options]:
     """The options of all runs that a command line means. Exits with 2 and one line for bad usage."""
     if not argv or argv[0].startswith("-"):
         return [parse(argv)]
-    what, *extra = argv
-    if what not in KNOWN:
-        print(f"error: {what[:200]!r} is neither an option of train.py nor one of {', '.join(KNOWN)}", file=sys.stderr)
-        sys.exit(2)
-    return [parse(arguments(key, extra)) for key in keys_of(what, [0])]
+    o, extra = parse_arguments(argv)
+    return [parse(arguments(key, extra)) for key in keys_of(o.what, o.seeds)]
 
 
 def models_of(o: Options) -> dict[tuple, str]:

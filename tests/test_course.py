@@ -160,7 +160,7 @@ def test_what_a_function_prints_and_changes_counts_for_nothing(tmp_path, capfd):
         (b"x = " + b"(" * 10**5, "SyntaxError"),
         (b"# nothing", "LookupError: kd.py has no function nll"),
         (b"nll = 3", "TypeError: 'int' object is not callable"),
-        (None, "FileNotFoundError"),
+        (None, "kd.py is missing"),
     ],
 )
 def test_one_line_says_what_is_wrong_with_a_file(source, said, tmp_path):

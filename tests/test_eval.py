@@ -11,13 +11,10 @@ import eval as eval_file
 from data import Example, Task, encode_prompt
 from eval import (
     METRICS,
-    common_run,
-    common_subsequence,
     dialogue_state_scores,
     exact_match,
     final_scores,
     logical_form_scores,
-    parse_sql,
     parse_state,
     predict,
     rouge_scores,
@@ -26,6 +23,7 @@ from eval import (
     table,
 )
 from lab.fast.decode import beam_search, decode
+from lab.sql import common_run, common_subsequence, parse_sql
 
 UNREADABLE = (ValueError, IndexError, ZeroDivisionError)
 

@@ -21,9 +21,10 @@ MAY_IMPORT = {
     "data": "lab.fast model",
     "kd": "lab.fast model data",
     "lamol": "lab.fast model data",
-    "eval": "lab.fast model data",
-    "lab.tasks": "lab.errors lab.files data eval",
-    "lab.run": "lab.fast lab.errors lab.files model data eval lab.tasks",
+    "lab.sql": "",
+    "eval": "lab.fast model data lab.sql",
+    "lab.tasks": "lab.errors lab.files lab.sql data eval",
+    "lab.run": "lab.fast lab.errors lab.files model data kd eval lab.tasks",
     "lab.hacks": "lab.fast model data kd lamol eval",
     "train": "lab.fast model data kd lamol eval lab.run",
     "lab.nano": "lab.errors lab.files model data kd lab.tasks lab.run",
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "lab.compare": "lab.errors lab.run lab.paper",
     "lab.prefetch": "lab.errors lab.tasks lab.run lab.paper",
     "lab.check": " ".join([*SIX, "lab.fast lab.errors lab.files lab.tasks lab.run lab.nano lab.paper"]),
-    "lab.show": " ".join([*SIX, "lab.fast lab.errors lab.files lab.tasks lab.run lab.nano"]),
+    "lab.show": " ".join([*SIX, "lab.fast lab.errors lab.files lab.sql lab.tasks lab.run lab.nano"]),
     "lab.course": " ".join([*SIX, "lab.errors lab.files"]),
 }
 
@@ -145,7 +146,7 @@ for name in ("model", "data", "kd", "lamol", "eval"):
         "data tiktoken",
         "kd tiktoken",
         "lamol tiktoken",
-        "eval tiktoken rouge_score",
+        "eval tiktoken rouge_score lab.sql",
     ]
 
 

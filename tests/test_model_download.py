@@ -297,13 +297,13 @@ def test_the_short_name_and_the_whole_one_are_the_same_model(site, machine, tmp_
     assert parse(["--model", f"{OWNER}/gpt2-xl"]).model == f"{OWNER}/gpt2-xl"  # a folder that is there
 
 
-def test_a_run_is_named_after_its_model_without_the_owner():
+def test_a_run_is_named_after_its_model_and_the_owner():
     from lab.run.options import parse, run_name
 
     for model, name in (
-        ("them/small", "small"),
-        ("them/small@v1", "small_v1"),
-        ("them/small@refs/pr/1", "small_refs_pr_1"),
+        ("them/small", "them_small"),
+        ("them/small@v1", "them_small_v1"),
+        ("them/small@refs/pr/1", "them_small_refs_pr_1"),
     ):
         assert run_name(parse(["--order", "woz", "--model", model]), ["woz"]).endswith(f"-model={name}")
 

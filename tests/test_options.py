@@ -121,7 +121,12 @@ def test_every_option_is_on_the_command_line_with_its_help_and_default(f, capsys
         (["--order", "wozz"], "unknown task 'wozz'"),
         (["--order", "woz,sql,woz"], "task 'woz' stands there twice"),
         (["--order", "woz, woz"], "task 'woz' stands there twice"),
-        (["--order", ""], "unknown task ''"),
+        (["--order", ""], "behind --order: nothing stands there"),
+        (["--continue="], "--continue=: nothing stands there"),
+        (["--order", "toy.woz,,toy.sql"], "a task without a name: two commas in a row"),
+        (["--model", "a/.."], "--model a/..: "),
+        (["--device", "tpu"], "--device tpu: known are auto, cpu"),
+        (["--temperature", "1e200"], "--temperature 1e+200: must be a number of at most 1e30"),
         (["--order", "x" * 5000], "unknown task 'xxx"),
         (["--method", "ewc"], "--method: invalid choice"),
         (["--kd", "soft"], "--kd: invalid choice"),
@@ -248,11 +253,18 @@ def test_paths_logging_and_what_only_rounds_are_not_in_the_name():
     assert {name for name in TABLE if TABLE[name]["kind"] == "rounding"} == {"micro_batch", "teacher_cache", "compile"}
 
 
-def test_a_model_folder_is_named_without_its_path_and_no_letter_is_odd(tmp_path, monkeypatch):
+def test_a_model_folder_has_one_name_however_it_is_typed_and_no_letter_is_odd(tmp_path, monkeypatch):
     (tmp_path / "my model").mkdir()
     monkeypatch.chdir(tmp_path / "my model")
-    for model in ("../my model", str(tmp_path / "my model/"), "."):
-        assert name_of("--order", "woz", "--model", model) == "woz-lamol-word-g0.2-s0-model=my_model"
+    names = {name_of("--order", "woz", "--model", x) for x in ("../my model", str(tmp_path / "my model/"), ".")}
+    assert len(names) == 1 and re.fullmatch(r"woz-lamol-word-g0\.2-s0-model=my_model-[0-9a-f]{6}", *names)
+
+
+def test_models_of_one_name_in_two_places_are_two_runs(tmp_path):
+    for owner in ("alice", "bob"):
+        (tmp_path / owner / "model").mkdir(parents=True)
+    places = [str(tmp_path / owner / "model") for owner in ("alice", "bob")] + ["alice/model", "bob/model"]
+    assert len({name_of("--order", "woz", "--model", place) for place in places}) == 4
 
 
 def test_kept_runs_are_still_found_by_their_names():

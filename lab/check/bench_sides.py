@@ -77,7 +77,7 @@ class BenchRun(Run):
         options = ["--order", "woz", "--model", "gpt2", "--batch-size", str(case["batch"]), "--kd", case["kd"]]
         self.args = parse(options)
         self.device, self.dtype, self.tokenizer, self.dir = device, dtype, gpt2_tokenizer(), Path(folder)
-        self.replay_loss = "added" if case["kd"] == "word" else "joint"
+        self.replay_loss = kd.authors_rule(case["kd"])
         self.lm_rows, self.layout = True, Layout(device.type)
         self.found = None  # no checkpoint to go on from
         self.ends = []  # when each epoch was over

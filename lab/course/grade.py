@@ -149,6 +149,8 @@ def limit_memory() -> None:
 
 def own_function(exercise: Exercise, folder: Path):
     """The student's function, with the names of the reference's file around it. Raises whatever its lines raise."""
+    if not (folder / exercise.file).is_file():
+        raise LookupError(f"{exercise.file} is missing")
     tree = ast.parse((folder / exercise.file).read_text(encoding="utf-8-sig"), exercise.file)
     reference = getattr(REFERENCE[exercise.file], exercise.function)
     names = dict(vars(REFERENCE[exercise.file]))

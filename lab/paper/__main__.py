@@ -15,7 +15,6 @@ Options of train.py may follow (--model, --limit, --epochs, --gamma, --runs-dir,
 """
 
 import shlex
-import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -180,11 +179,10 @@ def main(argv=None) -> None:
     show(o, runs)
     if len(runs) < len(keys):
         hint = "(*: some are missing); --print-commands shows them all"
-        print(f"{len(runs)} of {len(keys)} runs found in {o.runs_dir} {hint}", file=sys.stderr)
+        print(f"{len(runs)} of {len(keys)} runs found in {' and '.join(map(str, o.folders))} {hint}", file=sys.stderr)
     if failed:
         raise failed
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as `head` may stop early
     sys.exit(main())

@@ -34,10 +34,10 @@ def teacher_of(task: str, run: Path, config: dict) -> Path:
     raise DataError(f"{run}: {config['teachers']} has no teacher of {task} with seed {config['seed']}; {hint}")
 
 
-def answers(samples: list[list[int]], model, tokenizer: Tokenizer, budget: int) -> tuple[list[str], list[str]]:
-    """Accepted pseudo-samples (ids, task token first) -> their own answers, and the model's greedy ones to the same
-    questions, of at most `budget` tokens."""
-    questions, own = zip(*(parse_pseudo(ids, tokenizer) for ids in samples))
+def answers(samples: list[tuple], model, tokenizer: Tokenizer, budget: int) -> tuple[list[str], list[str]]:
+    """Pseudo-samples (ids of the question, ids of the answer) -> their own answers, and the model's greedy ones to the
+    same questions, of at most `budget` tokens."""
+    questions, own = zip(*samples)
     prompts = [[*ids, tokenizer.ans_id] for ids in questions]
     found = decode(model, prompts, [budget] * len(prompts), tokenizer.eos_id, greedy)
     return [tokenizer.decode(ids) for ids in own], [tokenizer.decode(ids) for ids in found]
@@ -47,6 +47,8 @@ def judge(run: Path) -> dict[str, tuple]:
     """Task -> (samples drawn, their own answers, the teacher's), the answers of accepted samples. Raises DataError."""
     read_run(run)  # has it finished?
     config, judged = read_json(run / "config.json", dict), {}
+    if lacking := {"slots", "seed", "epochs", "data", "teachers"} - config.keys():
+        raise DataError(f"{run / 'config.json'}: lacks {min(lacking)}: not that of a run of this version")
     files = [file for folder in stages_of(run) if (file := folder / "pseudo.jsonl").exists()]
     if not files:
         raise DataError(f"{run}: no pseudo.jsonl in it: nothing was replayed, or it is a copy without its folders")
@@ -54,7 +56,8 @@ def judge(run: Path) -> dict[str, tuple]:
     for task in dict.fromkeys(line["task"] for line in lines):
         drawn = [line for line in lines if line["task"] == task]
         model, tokenizer, of_model = load_student(teacher_of(task, run, config))
-        kept = [line["ids"] for line in drawn if not line["rejected"]]
+        parts = [parse_pseudo(line["ids"], tokenizer) for line in drawn if not line["rejected"]]
+        kept = [both for both in parts if both]  # without real samples (--replay real) that have no answer
         both = answers(kept, model, tokenizer, of_model["answer_budgets"][task]) if kept else ([], [])
         judged[task] = (len(drawn), *both)
     return judged
@@ -83,7 +86,8 @@ def main(argv=None) -> None:
     groups = {}
     for run in map(Path, o.runs):
         for task, judged in judge(run).items():
-            groups.setdefault((re.sub(r"-s\d+", "", run.name, count=1), task), []).append(judged)
+            seed = read_json(run / "config.json", dict)["seed"]
+            groups.setdefault((re.sub(rf"-s{seed}(?=-|$)", "", run.name), task), []).append(judged)
     lines = [line_of(*place, runs) for place, runs in groups.items()]
     columns = ("run", "task", "runs", "drawn", "accepted", "equal", "rouge")
     print(markdown_of([columns, *(tuple(str(line.get(column, "–")) for column in columns) for line in lines)]))

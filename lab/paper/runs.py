@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lab.errors import DataError, LabError, RunError
 from lab.files import read_json, read_jsonl, write_folder, write_json
 from lab.run.options import parse, run_name, task_names
-from lab.run.rundir import acquire, file_lock, read_run, release
+from lab.run.rundir import acquire, check_writable, file_lock, read_run, release
 
 ROOT = Path(__file__).parents[2]
 METHODS = {  # label -> options of train.py, a colour safe for colour-blind readers, a line style for grey print
@@ -101,7 +101,7 @@ def run_all(
     runs: directory name -> options of train.py. A run has finished if its summary is in runs_dir or in `keep`. One that
     was cut off is resumed. root: the checkout whose train.py runs. A failed run does not stop the others; RunError at
     the end says how many have failed."""
-    runs_dir.mkdir(parents=True, exist_ok=True)
+    check_writable("--runs-dir", str(runs_dir))
     failed = []
 
     def one(name: str) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from lab.errors import ModelFileError, RunError
-from lab.files import read_json, write_json
+from lab.files import key_of, read_json, write_json
 from lab.tasks.fetch import sha256
 
 DEFAULT_CACHE = "~/.cache/l2kd"
@@ -59,10 +59,33 @@ def is_name(source: str | Path) -> bool:
     return isinstance(source, str) and bool(NAME.fullmatch(source)) and not os.path.isdir(source)
 
 
+def check_source(option: str, source: str) -> None:
+    """Raises ValueError, which names the option, for what is no model: no name, no folder, no name on the hub."""
+    if not source or source in (*PRETRAINED, "nano") or os.path.isdir(source):
+        return
+    if not is_name(source):
+        known = f"neither {', '.join(PRETRAINED)}, nano, a folder nor owner/name of a model on the hub"
+        raise ValueError(f"{option} {source[:200]}: {known}")
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(source.partition("@")[0])
+    except HFValidationError as e:
+        raise ValueError(f"{option} {source[:200]}: {str(e).splitlines()[0][:200]}") from None
+
+
 def short(source: str) -> str:
     """A source by its short name: openai-community/gpt2 is gpt2, unless there is such a folder."""
     name = source.removeprefix(f"{OWNER}/")
     return name if name in PRETRAINED and not os.path.isdir(source) else source
+
+
+def in_names(source: str) -> str:
+    """A source in the name of a run: a folder's name and some digits of its path's hash, or a repository's name."""
+    if not os.path.isdir(source):
+        return source
+    path = os.path.abspath(source)
+    return f"{os.path.basename(path)}-{key_of(path)[:6]}"
 
 
 # ---------------------------------------------------------------------- what is asked for

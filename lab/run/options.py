@@ -7,7 +7,6 @@ Each line of the table says all about its option: default, help, choices, when i
 
 import hashlib
 import math
-import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,8 +25,7 @@ PAPER_DEFAULTS = {"lr": 6.25e-5, "batch_size": 0, "epochs": 9, "adam_epsilon": 1
 MODEL_DEFAULTS = {"nano": {"lr": 1e-3, "batch_size": 8, "epochs": 9, "adam_epsilon": 1e-8, "eval_every_epoch": True}}
 # What a config.json says besides the options, and may change at --resume, too: the rest must be the same.
 MACHINE = ("resolved_device", "resolved_dtype", "python", "torch", "threads", "ranks")
-BESIDE = ("name", "ceiling", "date", "commit")
-FURTHER = dict.fromkeys(MACHINE, "rounding") | dict.fromkeys(BESIDE, "local")  # key -> kind
+FURTHER = dict.fromkeys(MACHINE, "rounding") | dict.fromkeys(("name", "ceiling", "date", "commit"), "local")
 
 # ---------------------------------------------------------------------- when an option has no effect
 
@@ -151,14 +149,15 @@ def resolve(o: Options) -> Options:
     if o.qa_only and o.method not in ("single", "multitask"):
         raise ValueError(f"--qa-only can't be used with --method {o.method} (single and multitask only)")
     for name in ("model", "teacher_model"):
-        model = getattr(o, name)
-        if model and model not in (*PRETRAINED, "nano") and not (os.path.isdir(model) or hub.is_name(model)):
-            known = f"neither {', '.join(PRETRAINED)}, nano, a folder nor owner/name of a model on the hub"
-            raise ValueError(f"{flag(name)} {model[:200]}: {known}")
+        hub.check_source(flag(name), getattr(o, name))
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", o.device):
+        raise ValueError(f"--device {o.device[:200]}: known are auto, cpu, cuda, cuda:N, mps")
     for f in fields(Options):
         value, positive = getattr(o, f.name), f.metadata["positive"]
-        if isinstance(value, int | float) and not (0 <= value < math.inf and (value or not positive)):
-            raise ValueError(f"{flag(f.name)} {value}: must be a number {'above' if positive else 'of at least'} 0")
+        most = 1e30 if f.type is float else math.inf
+        if isinstance(value, int | float) and not (0 <= value <= most and (value or not positive)):
+            which = "of at most 1e30" if value > most else "above 0" if positive else "of at least 0"
+            raise ValueError(f"{flag(f.name)} {value}: must be a number {which}")
     return fill(o)
 
 
@@ -230,7 +229,7 @@ def full_name(o: Options, tasks: list[str]) -> str:
         value = getattr(o, f.name)
         if f.metadata["kind"] in ("result", "source") and value != getattr(default, f.name):
             if f.name in ("model", "teacher_model"):
-                value = value.partition("/")[2] if hub.is_name(value) else Path(os.path.abspath(value)).name
+                value = hub.in_names(value)
             elif f.name == "continue_":
                 value = parent_of(value)[1]
             value = f"{value:g}" if isinstance(value, float) else str(value)

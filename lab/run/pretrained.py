@@ -73,6 +73,8 @@ def load_student(folder: str | Path) -> tuple[GPT, Tokenizer, dict]:
 
     Raises ModelFileError, DataError."""
     folder = Path(folder)
+    if (folder / "summary.json").exists():
+        raise ModelFileError(f"{folder}: a run; its model is {folder / 'model'}")
     model, tokenizer = load_gpt(folder), tokenizer_of(folder)
     path = folder / "config.json"
     config = read_object(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+import kd
 from data import answer_budget
 from lab.errors import RunError
 from lab.fast.packing import Layout
@@ -39,9 +40,7 @@ def load(run) -> str:
     run.slots = {task.name: run.tokenizer.add_task(task.name) for task in run.tasks}
     run.samples = {task.name: encode_task(task, run.tokenizer, run.max_len) for task in run.tasks}
     run.budgets = {task.name: answer_budget(task, run.tokenizer, run.max_len) for task in run.tasks}
-    run.replay_loss = args.replay_loss
-    if run.replay_loss == "authors":
-        run.replay_loss = "added" if args.kd in ("word", "seqsoft") else "joint"
+    run.replay_loss = kd.authors_rule(args.kd) if args.replay_loss == "authors" else args.replay_loss
     run.lm_rows = not args.qa_only and args.method != "finetune"
     run.layout = Layout(run.device.type, args.micro_batch * (2 if run.lm_rows else 1), world_size())
     return why

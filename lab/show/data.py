@@ -3,9 +3,16 @@
 import torch
 
 from data import IGNORE, encode_example, make_batch, plan_epoch
-from lab.errors import replace_unprintable
+from lab.errors import Parser, command, replace_unprintable
 from lab.run.pretrained import nano_tokenizer
 from lab.tasks import load_task
+
+
+@command()
+def main(argv=None) -> None:
+    """The command line: there is nothing to choose."""
+    Parser("python data.py", description=__doc__).parse_args(argv)
+    show()
 
 
 def show() -> None:

@@ -5,11 +5,12 @@ from collections import Counter
 from rouge_score.tokenizers import DefaultTokenizer
 
 from data import Example, answer_budget
-from eval import dialogue_state_scores, parse_sql, parse_state, predict, rouge_scores, score, summarise, table
+from eval import dialogue_state_scores, parse_state, predict, rouge_scores, score, summarise, table
 from lab.errors import Parser, command, expand_paths
 from lab.run.device import choose_device
 from lab.run.pretrained import load_student
 from lab.run.rundir import read_run
+from lab.sql import parse_sql
 from lab.tasks import TASKS, load_task, task_name
 from lab.tasks.ceiling import ceiling, ceiling_line
 

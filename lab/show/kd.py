@@ -4,7 +4,7 @@ import torch
 
 from data import encode_example, make_batch
 from kd import Teacher, group_loss, nll, token_weights, word_kd
-from lab.errors import replace_unprintable
+from lab.errors import Parser, command, replace_unprintable
 from lab.run.pretrained import pretrained
 from lab.tasks import load_task
 
@@ -12,6 +12,13 @@ WORDS = ["north", "south", "east", "west"]
 TEACHER = torch.tensor([[4.0, 2.0, 0.5, 0.0]])
 STUDENT = torch.tensor([[1.0, 1.5, 0.0, 0.0]])
 TEMPERATURES = (1, 2, 5)
+
+
+@command()
+def main(argv=None) -> None:
+    """The command line: there is nothing to choose."""
+    Parser("python kd.py", description=__doc__).parse_args(argv)
+    show()
 
 
 def show() -> None:

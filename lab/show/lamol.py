@@ -4,7 +4,6 @@ Without arguments a model learns toy.e2e first.
 """
 
 import os
-import sys
 import tempfile
 import textwrap
 from contextlib import redirect_stdout
@@ -12,26 +11,28 @@ from pathlib import Path
 
 import torch
 
-from lab.errors import command
+from lab.errors import Parser, command, expand_paths
 from lab.run.options import parse
 from lab.run.pretrained import load_student
 from lamol import generated_samples, parse_pseudo, report
 
 
 @command()
-def main(argv) -> int:
-    """The command line. Returns the exit code."""
-    if len(argv) not in (0, 2):
-        print("error: usage is python lamol.py [MODEL_FOLDER TASK]: a run's `model`, and a task of it", file=sys.stderr)
-        return 2
+def main(argv=None) -> None:
+    """The command line."""
+    parser = Parser("python lamol.py", description=__doc__)
+    parser.add_argument("model", nargs="?", help="the folder `model` of a run")
+    parser.add_argument("task", nargs="?", help="a task that it has learned")
+    o = parser.parse_args(argv)
+    if o.model and not o.task:
+        parser.error("a task is expected behind the model")
+    expand_paths(o, parser, "model")
     with tempfile.TemporaryDirectory() as runs:
-        folder, name = argv or (train_here(runs), "toy.e2e")
-        model, tok, config = load_student(os.path.expanduser(folder.strip()))
+        folder, name = (o.model, o.task) if o.model else (train_here(runs), "toy.e2e")
+        model, tok, config = load_student(folder)
     if name not in config["task_slots"]:
-        print(f"error: task {name!r}: this model knows {', '.join(config['task_slots'])}", file=sys.stderr)
-        return 2
+        parser.error(f"task {name!r}: this model knows {', '.join(config['task_slots'])}")
     show(model, tok, name, config.get("max_len", model.config.n_positions))
-    return 0
 
 
 def train_here(runs: str) -> str:

@@ -3,13 +3,20 @@
 import torch
 
 from eval import greedy
-from lab.errors import replace_unprintable
+from lab.errors import Parser, command, replace_unprintable
 from lab.fast.decode import decode
 from lab.fast.packing import Packing
 from lab.run.pretrained import load_gpt, nano_tokenizer
 from lamol import top_k_sampler
 
 TEXT = "the table has columns coach, year -- what is the coach if year is"
+
+
+@command()
+def main(argv=None) -> None:
+    """The command line: there is nothing to choose."""
+    Parser("python model.py", description=__doc__).parse_args(argv)
+    show()
 
 
 def show() -> None:

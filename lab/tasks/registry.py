@@ -4,6 +4,7 @@ An entry is a registered name, or a folder of the user's own with `train.jsonl`,
 """
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,11 @@ def task_name(entry: str) -> str:
     """The name of a task: a registered one, or that of the user's folder. Raises ValueError if it is neither."""
     if entry in TASKS:
         return entry
+    if not entry:
+        raise ValueError("a task without a name: two commas in a row, or one at the end?")
     try:
         name = Path(entry).resolve().name
-        there = bool(entry) and Path(entry).is_dir()
+        there = Path(entry).is_dir()
     except (OSError, ValueError):  # the name is too long, or has a zero byte in it
         there = False
     if not there:
@@ -95,7 +98,7 @@ def without_references(examples: list[Example]) -> list[Example]:
 
 def metric_of(path: Path) -> str:
     """The metric of a user's task: `{"metric": "rouge"}` in its folder's task.json, else em. Raises DataError."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return "em"
     try:
         metric = json.loads(path.read_text(encoding="utf-8-sig"))["metric"]

@@ -3,11 +3,11 @@
 from functools import partial
 
 from lab.errors import DataError
+from lab.sql import AGGREGATES, OPERATORS
 from lab.tasks.archives import read_members
 from lab.tasks.fetch import local_files, raw_file
 from lab.tasks.reading import SPLITS, at, decode, good_rows, jsonl_items, one_line, subsample
 
-AGGREGATES, OPERATORS = ("", "MAX", "MIN", "COUNT", "SUM", "AVG"), ("=", ">", "<", "OP")
 KEYWORDS = (
     "MAX, MIN, COUNT, SUM, AVG, =, >, <, OP, SELECT, WHERE, AND, COL, TABLE, CAPTION, PAGE, SECTION, OP, COND, "
     "QUESTION, AGG, AGGOPS, CONDOPS"
