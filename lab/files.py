@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -56,6 +57,23 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file by a text, as UTF-8 with `\\n` as line end."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def one_at_a_time(path: Path):
+    """Whoever makes `path` does so alone. Others wait here; when it is their turn, they look for it again.
+
+    Yields the seconds of waiting."""
+    began = time.time()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = file_lock(path.with_name(f".{path.name}.lock"))
+    if not acquire(lock, wait=False):
+        print(f"waiting  for {path}, which another process is making", flush=True)
+        acquire(lock, wait=True)
+    try:
+        yield time.time() - began
+    finally:
+        release(lock)
 
 
 # ---------------------------------------------------------------------- JSON, and one JSON object a line

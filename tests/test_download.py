@@ -22,10 +22,11 @@ import pytest
 from loopback import PAGE, Reply, serve
 
 from lab.errors import DataError
+from lab.files import one_at_a_time
 from lab.tasks import fetch, load_task
 from lab.tasks.__main__ import main
 from lab.tasks.classification import CLASSES
-from lab.tasks.fetch import SOURCES, download, one_at_a_time, sha256
+from lab.tasks.fetch import SOURCES, download, sha256
 from lab.tasks.prepare import prepare
 from lab.tasks.reading import SPLITS
 

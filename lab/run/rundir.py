@@ -13,13 +13,13 @@ runs/woz+sql+cnn-lamol-word-g0.2-s0/
 
 import shutil
 import tempfile
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
 
 from eval import table
+from lab import files
 from lab.errors import DataError, RunError
 from lab.files import acquire, file_lock, read_json, read_jsonl, release
 from lab.run.ranks import is_main_process
@@ -37,18 +37,10 @@ def one_at_a_time(path: Path):
         return
     if path.is_symlink():
         raise RunError(f"{path} is a link; remove it")
-    began = time.time()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = file_lock(path.with_name(f".{path.name}.lock"))
-    if not acquire(lock, wait=False):
-        print(f"waiting  for {path}, which another process is making", flush=True)
-        acquire(lock, wait=True)
-    try:
+    with files.one_at_a_time(path) as waited:
         for p in path.parent.glob(f".{path.name}.*.*"):  # what a kill left half-written
             shutil.rmtree(p, ignore_errors=True)
-        yield time.time() - began
-    finally:
-        release(lock)
+        yield waited
 
 
 # ---------------------------------------------------------------------- a directory to write to

@@ -4,7 +4,6 @@ import hashlib
 import os
 import ssl
 import time
-from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
@@ -15,7 +14,7 @@ import certifi
 from tqdm import tqdm
 
 from lab.errors import DataError, LabError
-from lab.files import acquire, file_lock, release, sync
+from lab.files import one_at_a_time, sync
 from lab.tasks.archives import tar_stream
 
 RAW = "https://raw.githubusercontent.com"
@@ -250,20 +249,6 @@ def certificates() -> ssl.SSLContext:
     except OSError as e:
         raise DataError(f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE: {bundle}: {e.strerror or e}") from None
     return context
-
-
-@contextmanager
-def one_at_a_time(path: Path):
-    """Whoever makes `path` does so alone. Others wait here; when it is their turn, they look for it again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = file_lock(path.with_name(f".{path.name}.lock"))
-    if not acquire(lock, wait=False):
-        print(f"waiting  for {path}, which another process is making", flush=True)
-        acquire(lock, wait=True)
-    try:
-        yield
-    finally:
-        release(lock)
 
 
 def check_download(path: Path, known: str | int) -> None:

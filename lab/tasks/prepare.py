@@ -10,9 +10,9 @@ import hashlib
 from pathlib import Path
 
 from lab.errors import DataError, RunError
-from lab.files import write_folder
+from lab.files import one_at_a_time, write_folder
 from lab.tasks.ceiling import check_answers
-from lab.tasks.fetch import SOURCES, local_files, one_at_a_time, sha256
+from lab.tasks.fetch import SOURCES, local_files, sha256
 from lab.tasks.reading import SPLITS, read_task, write_rows
 from lab.tasks.table import TASKS
 
