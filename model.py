@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lab.fast.half import centred
+from lab.fast.half import centred, product_dtype
 
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # OpenAI stores these (in, out), nn.Linear uses (out, in)
 
@@ -133,8 +133,8 @@ class GPT(nn.Module):
         GPT-2's logits lie around -100, where numbers in bfloat16 are 0.5 apart. So in half precision the head is first
         centred over the words, which brings them near 0. A softmax does not change when a constant is added to the
         logits of all words, and neither does its gradient."""
-        W, kind = self.wte.weight, self.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else W.dtype
+        W = self.wte.weight
+        dtype = product_dtype(W)
         return W if W.dtype == dtype else centred(W, dtype)
 
     def forward(self, ids):

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -258,10 +260,16 @@ def test_finished_rows_leave_the_cache_when_they_are_a_quarter_of_it(monkeypatch
         assert watched.kept == wanted
 
 
-def test_half_of_a_gpus_free_memory_is_for_the_cache(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6000, 9000))
-    assert cache_file.cache_bytes(torch.device("cuda")) == 3000
-    assert cache_file.cache_bytes(torch.device("cpu")) == 2**31
+def test_a_cache_may_take_half_of_a_gpus_free_memory_with_what_torch_holds_in_reserve(monkeypatch):
+    for name, value in (("mem_get_info", (40, 80)), ("memory_reserved", 30), ("memory_allocated", 20)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert cache_file.cache_bytes(torch.device("cuda")) == (40 + 30 - 20) // 2
+
+
+@pytest.mark.parametrize("memory, wanted", [(2**32, 2**30), (2**33, 2**31), (2**40, 2**31)])
+def test_on_a_cpu_a_cache_may_take_2_gib_but_at_most_a_quarter_of_the_memory(monkeypatch, memory, wanted):
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": memory // 4096, "SC_PAGE_SIZE": 4096}.get)
+    assert cache_file.cache_bytes(torch.device("cpu")) == wanted
 
 
 def test_a_row_that_ends_at_the_contexts_end_lets_the_others_go_on():

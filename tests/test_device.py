@@ -1,7 +1,5 @@
 """Which device a run computes on, and in which precision. python -m pytest tests/test_device.py"""
 
-import os
-
 import pytest
 import torch
 
@@ -34,18 +32,6 @@ def test_a_device_that_is_not_there_is_one_line(device):
     with pytest.raises(RunError, match=f"--device {device}: can't be used here") as e:
         choose_device(device)
     assert "\n" not in str(e.value)
-
-
-def test_a_cache_may_take_half_of_a_gpus_free_memory_with_what_torch_holds_in_reserve(monkeypatch):
-    for name, value in (("mem_get_info", (40, 80)), ("memory_reserved", 30), ("memory_allocated", 20)):
-        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert device_file.cache_bytes(torch.device("cuda")) == (40 + 30 - 20) // 2
-
-
-@pytest.mark.parametrize("memory, wanted", [(2**32, 2**30), (2**33, 2**31), (2**40, 2**31)])
-def test_on_a_cpu_a_cache_may_take_2_gib_but_at_most_a_quarter_of_the_memory(monkeypatch, memory, wanted):
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": memory // 4096, "SC_PAGE_SIZE": 4096}.get)
-    assert device_file.cache_bytes(torch.device("cpu")) == wanted
 
 
 def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch):

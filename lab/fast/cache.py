@@ -1,16 +1,24 @@
 """The key-value cache: prompts are read into its rows, packed, and continued by one token a row and step."""
 
+import os
+
 import torch
 import torch.nn.functional as F
 
+from lab.fast.half import product_dtype
 from lab.fast.packing import Packing, move
 
 PREFILL_TOKENS = {"cpu": 2**10, "cuda": 2**15}  # prompt tokens that go through the model at once
 
 
 def cache_bytes(device: torch.device) -> int:
-    """What keys and values may take: half of a GPU's free memory, else 2 GiB."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**31
+    """What a cache may take: half of a GPU's free memory, where what torch holds in reserve is free, too. On a CPU
+    2 GiB, but at most a quarter of the machine's memory, so that it need not swap. What is free there changes, and with
+    it would what a teacher remembers: a resumed run would not be the same, bit for bit."""
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + reserve) // 2
+    return min(2**31, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
 
 
 def of_device(values: dict, device: torch.device):
@@ -28,21 +36,16 @@ class KVCache:
 
     def __init__(self, model, rows: int, columns: int):
         c = model.config
-        like = {"dtype": self.dtype_of(model), "device": model.device}
+        like = {"dtype": product_dtype(model.wte.weight), "device": model.device}
         shape = (rows, 2, c.n_head, columns, c.n_embd // c.n_head)
         self.kv = [torch.zeros(shape, **like) for _ in range(c.n_layer)]  # of each layer (B, 2, H, columns, C/H)
         self.length = torch.zeros(rows, dtype=torch.long, device=model.device)  # (B,)
         self.mask = torch.full((c.n_positions, c.n_positions), -torch.inf, **like).triu(1)  # row t: what token t sees
 
-    @staticmethod
-    def dtype_of(model) -> torch.dtype:
-        kind = model.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.wte.weight.dtype
-
     @classmethod
     def column_bytes(cls, model) -> int:
         """What one token takes."""
-        return 2 * model.config.n_layer * model.config.n_embd * cls.dtype_of(model).itemsize
+        return 2 * model.config.n_layer * model.config.n_embd * product_dtype(model.wte.weight).itemsize
 
     @classmethod
     def budget(cls, model) -> int:

@@ -1,8 +1,14 @@
-"""The head in half precision."""
+"""Half precision: when it is used, and the head in it."""
 
 import torch
 
 ROWS = 4096  # words at a time, so that no second matrix in float32 is needed
+
+
+def product_dtype(W: torch.Tensor) -> torch.dtype:
+    """The dtype of matrix products with W: autocast's, where that is enabled."""
+    kind = W.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else W.dtype
 
 
 class Centred(torch.autograd.Function):

@@ -74,16 +74,6 @@ def own_device(kind: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
 
 
-def cache_bytes(device: torch.device) -> int:
-    """What a cache that stays for a stage may take: half of a GPU's free memory, where what torch holds in reserve is
-    free, too. On a CPU 2 GiB, but at most a quarter of the machine's memory, so that it need not swap. What is free
-    there changes, and with it what is remembered: a resumed run would not be the same, bit for bit."""
-    if device.type == "cuda":
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return (torch.cuda.mem_get_info(device)[0] + reserve) // 2
-    return min(2**31, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
-
-
 def choose_dtype(device: torch.device, dtype: str) -> torch.dtype:
     """--dtype on a device. A GPU that only emulates bfloat16 takes float16."""
     if dtype != "auto":

@@ -12,12 +12,12 @@ import torch
 from data import Task
 from eval import predict, score, summarise, table
 from lab.errors import RunError
+from lab.fast.cache import cache_bytes
 from lab.fast.compiled import compile_model
 from lab.fast.packing import move
 from lab.files import append_jsonl, replacing, short_name, write_folder, write_json, write_jsonl
 from lab.run import failure, ranks, resume, setup
 from lab.run.checkpoint import save_checkpoint
-from lab.run.device import cache_bytes
 from lab.run.encoding import hash_of_examples
 from lab.run.options import parent_of, run_name
 from lab.run.pretrained import save_gpt
