@@ -1,8 +1,7 @@
 """Generation with a cache is generation without one, whoever shares the batch. python -m pytest tests/test_decode.py"""
 
-from functools import partial
-
 import os
+from functools import partial
 
 import pytest
 import torch
