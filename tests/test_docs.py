@@ -157,6 +157,7 @@ def test_table_4_on_nano_is_that_of_recorded_runs():
     results = ROOT / "lab" / "results" / "table4"
     tasks = ("rnnlg.laptop", "rnnlg.tv", "rnnlg.hotel", "rnnlg.rest", "e2e", "avg")
     rows = {"single models (the teachers)": "e2e*-single-none-*", "LAMOL": "rnnlg*-none-*", "Word-KD": "rnnlg*-word-*"}
+    rows |= {"Seq-KD_soft": "rnnlg*-seqsoft-*", "Seq-KD": "rnnlg*-seq-*"}
     for label, name in rows.items():
         (run,) = results.glob(name)
         numbers = " | ".join(f"{final(run)[task]:.1f}" for task in tasks)
