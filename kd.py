@@ -92,11 +92,11 @@ class Teacher:
 
         They are computed a block of samples at a time, always the same ones. So not a bit of them depends on the
         batch in which they are needed first."""
-        number = self.model.config.n_embd * self.model.wte.weight.dtype.itemsize
+        token_bytes = self.model.config.n_embd * self.model.wte.weight.dtype.itemsize
         for i in range(0, len(samples), BLOCK):
             block = samples[i : i + BLOCK]
             rows = [Row(sample, kind, replay=False) for sample in block for kind in ((False, True) if lm else (False,))]
-            most_bytes -= number * sum(label != IGNORE for row in rows for label in row.labels)
+            most_bytes -= token_bytes * sum(label != IGNORE for row in rows for label in row.labels)
             if most_bytes < 0:
                 break
             self.blocks |= dict.fromkeys(block, rows)
@@ -107,8 +107,8 @@ class Teacher:
         for row in rows:
             if row.sample in self.blocks and (row.sample, row.lm) not in self.cache:
                 self.cache |= self.compute(self.blocks[row.sample])
-        found = ChainMap(self.cache, self.compute([row for row in rows if row.sample not in self.blocks]))
-        return torch.cat([found[row.sample, row.lm] for row in rows])
+        states = ChainMap(self.cache, self.compute([row for row in rows if row.sample not in self.blocks]))
+        return torch.cat([states[row.sample, row.lm] for row in rows])
 
     def compute(self, rows: list[Row]) -> dict:
         """(sample, whether its LM row) -> its states."""

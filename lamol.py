@@ -54,19 +54,21 @@ def top_k_sampler(k: int, n: int, steps: int, generator: torch.Generator, device
     Each sequence has random numbers of its own, so that it does not depend on its batch mates."""
     seeds = torch.randint(2**62, (n,), generator=generator).tolist()
     own = [torch.Generator().manual_seed(seed) for seed in seeds]
-    u = torch.stack([torch.rand(steps, generator=g, dtype=torch.double) for g in own])  # (n, steps), in [0, 1)
-    u = u.float().to(device)
+    uniform = torch.stack([torch.rand(steps, generator=g, dtype=torch.double) for g in own])  # (n, steps), in [0, 1)
+    uniform = uniform.float().to(device)
 
     def pick(logits, rows, t):
-        """The inverse of each row's cumulative distribution at u. logits (b, V), rows (b,), t (b,) -> tokens (b,)."""
+        """The inverse of a cumulative distribution at a uniform number. logits (b, V) are of the sequences `rows` (b,),
+        each of which gets its token number t (b,) -> tokens (b,)."""
         size = k if 0 < k < logits.size(-1) else logits.size(-1)
         values, ids = logits.topk(min(4 * size, logits.size(-1)))  # so up to 3k words that tie with the k-th are kept
         values = at_least_float32(top_k_filter(values, size))
         cdf = values.softmax(dim=-1).cumsum(dim=-1)
-        x = u[rows, t.clamp(max=steps - 1)].to(cdf.dtype) * cdf[:, -1]
-        at = torch.searchsorted(cdf, x[:, None], right=True)
-        last = values.isfinite().sum(dim=-1, keepdim=True) - 1  # where rounding has made x the whole sum
-        return ids.gather(1, torch.minimum(at, last))[:, 0]
+        # t is clamped for sequences that have ended, of which a GPU does not know at once
+        threshold = uniform[rows, t.clamp(max=steps - 1)].to(cdf.dtype) * cdf[:, -1]
+        place = torch.searchsorted(cdf, threshold[:, None], right=True)
+        last = values.isfinite().sum(dim=-1, keepdim=True) - 1  # where rounding has made the threshold the whole sum
+        return ids.gather(1, torch.minimum(place, last))[:, 0]
 
     return pick
 

@@ -156,10 +156,10 @@ def teacher_answers(run, teacher, task, stage):
         lines.append({"id": example.id, "answer": tok.decode(answer), "ids": ids, "stopped": stopped})
     run.write_lines(stage, task, "distil.jsonl", lines)
     same = sum(line["answer"] == e.answer.strip() for line, e in zip(lines, task.train))
-    kept = [sample for sample in samples if sample is not None]
-    too_long = f"; {len(samples) - len(kept)} are too long and left out" if len(kept) < len(samples) else ""
+    fitting = [sample for sample in samples if sample is not None]
+    too_long = f"; {len(samples) - len(fitting)} are too long and left out" if len(fitting) < len(samples) else ""
     print(f"teacher  of {task.name} reproduces {same} of {len(lines)} training answers{too_long}")
-    return kept
+    return fitting
 
 
 def replay_samples(run, student, previous, n_new, task, stage):

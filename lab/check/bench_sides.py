@@ -79,7 +79,7 @@ class BenchRun(Run):
         self.device, self.dtype, self.tokenizer, self.dir = device, dtype, gpt2_tokenizer(), Path(folder)
         self.replay_loss = kd.authors_rule(case["kd"])
         self.lm_rows, self.layout = True, Layout(device.type)
-        self.found = None  # no checkpoint to go on from
+        self.cut_off = None  # no checkpoint to go on from
         self.ends = []  # when each epoch was over
 
     def checkpoint(self, *_, must):

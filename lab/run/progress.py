@@ -55,10 +55,10 @@ class Progress:
 
     def restore(self) -> None:
         """Go on where a checkpoint of this phase stands, if there is one."""
-        run, (state, tensors) = self.run, self.run.found or ({}, {})
+        run, (state, tensors) = self.run, self.run.cut_off or ({}, {})
         run.phase_began = time.time()
         if self.phase.kind == "student" or self.is_at(state):
-            run.found = None  # nobody else will ask for it
+            run.cut_off = None  # nobody else will ask for it
         if not self.is_at(state):
             return
         with fitting_checkpoint(run):

@@ -33,11 +33,11 @@ def resume(run, config: dict) -> dict | None:
         masks = {"micro_batch", "compile", "resolved_device", "ranks"} & set(rounding)
         what = "rounding and dropout masks" if masks else "rounding"
         print(f"WARNING: {', '.join(rounding)} differ from the earlier try: equal up to {what} only")
-    run.found, run.base = last_checkpoint(run.dir, run.args.method in LIFELONG, largest_checkpoint(run))
-    if not run.found:
+    run.cut_off, run.stage_end = last_checkpoint(run.dir, run.args.method in LIFELONG, largest_checkpoint(run))
+    if not run.cut_off:
         print(f"resume   {run.dir}: there is no checkpoint to go on from; from the beginning")
         return config
-    state, tensors = run.found
+    state, tensors = run.cut_off
     if state["stages"] > len(run.tasks):
         what = f"is of {state['stages']} stages, this run has {len(run.tasks)} tasks"
         raise RunError(f"{run.dir}/checkpoint {what}")
@@ -72,10 +72,10 @@ def first_student(run):
     """The student that this try begins with: as the last stage of an earlier try left it, or that of the run that is
     continued, else the pretrained model (Section 3.1)."""
     model = run.pretrained_copy()
-    if run.base:
+    if run.stage_end:
         with fitting_checkpoint(run):
-            model.load_state_dict(weights_of(run.base[1]))
-        run.base = None
+            model.load_state_dict(weights_of(run.stage_end[1]))
+        run.stage_end = None
     elif run.args.continue_:
         take_over(run, model)
     return model.eval()

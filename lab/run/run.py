@@ -46,7 +46,7 @@ class Run:
         self.teacher_times, self.made_here = {}, {}  # task -> seconds of its training; of those trained in this run
         self.stages_done, self.last_saved, self.saved_at = 0, "from the beginning", time.monotonic()
         self.earlier = {}  # the config.json of the first try
-        self.found = self.base = None  # checkpoints: of a phase that was cut off, and of the stage's end before it
+        self.cut_off = self.stage_end = None  # checkpoints: of a phase that was cut off, of a stage's end
         try:
             with ranks.main_process_first():
                 why_device = setup.load(self)
