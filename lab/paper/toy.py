@@ -10,17 +10,10 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from lab.paper import numbers
-from lab.paper.experiments import TOY_ORDERS, Cell, cells_of, keys_of
+from lab.paper.experiments import TOY_ORDERS, Cell
 from lab.paper.figures import draw_task, new_figure, save
-from lab.paper.runs import FURTHER, METHODS, ROOT, RunKey, found
+from lab.paper.runs import FURTHER, METHODS, RunKey
 from lab.paper.tables import spread
-
-RESULTS = ROOT / "lab" / "results" / "nano"
-
-
-def recorded() -> list[Cell]:
-    """The numbers of the runs in lab/results/nano: for an order (block) and a method (row) average and forgetting."""
-    return cells_of("toy", found(keys_of("toy", ()), [RESULTS], []), ())
 
 
 def toy_table(cells: list[Cell]) -> str:

@@ -111,5 +111,5 @@ def read_run(folder: str | Path) -> dict:
         summary = read_json(path, dict)
         table(summary)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DataError(f"{path}: not a run's summary ({e!r})") from None
+        raise DataError(f"{path}: not a run's summary ({type(e).__name__}: {e})") from None
     return summary
