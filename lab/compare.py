@@ -269,7 +269,7 @@ def aligned(rows: list[tuple]) -> list[str]:
 
 
 def replay_lines(letter: str, runs: dict[tuple[str, int], Path]) -> list[str]:
-    """How much the runs of a side have replayed, and those that have replayed nothing."""
+    """How much the runs of a side have replayed, why the rest was rejected, and which runs have replayed nothing."""
     total, wrong = Counter(), {}
     for pair, run in runs.items():
         stages = replayed(run)
@@ -283,7 +283,9 @@ def replay_lines(letter: str, runs: dict[tuple[str, int], Path]) -> list[str]:
         wrong.setdefault(what, []).append(name_of(*pair))
     wrong.pop("", None)
     where = (f"    {what}: {'every run' if len(w) == len(runs) else '; '.join(w)}" for what, w in wrong.items())
-    return [f"replay of {letter}: {total['accepted']} of {total.total()} samples accepted", *where]
+    reasons = ", ".join(f"{n} {reason}" for reason, n in total.most_common() if reason != "accepted")
+    accepted = f"{total['accepted']} of {total.total()} samples accepted"
+    return [f"replay of {letter}: {accepted}{f' ({reasons})' if reasons else ''}", *where]
 
 
 @command(": finished runs stay; the same command goes on")

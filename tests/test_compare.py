@@ -167,10 +167,10 @@ def test_a_run_that_replayed_nothing_is_flagged(tmp_path, capsys):
     argv = ["--kd none", "--kd word", "--method finetune", "--seeds", "0,1,2"]
     assert main([*argv, "--runs-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split("\n\n")[-1].splitlines() == [
-        "replay of A: 2 of 6 samples accepted",
+        "replay of A: 2 of 6 samples accepted (4 no ANS)",
         f"    NOTHING WAS REPLAYED, no sample was accepted: {three}, seed 1",
         f"    NOTHING WAS REPLAYED, no sample was drawn: {three}, seed 2",
-        "replay of B: 14 of 21 samples accepted",
+        "replay of B: 14 of 21 samples accepted (7 no ANS)",
         f"    nothing was replayed in 3-toy.cnn: {three}, seed 0",
         "replay of C: 0 of 0 samples accepted",
         "    what was replayed is unknown, the folders of the stages are gone: every run",
