@@ -14,6 +14,7 @@ import torch
 import train
 from data import encode_prompt
 from eval import greedy
+from eval import table as eval_table
 from lab.fast.decode import decode
 from lab.paper import __main__ as paper
 from lab.paper import cost
@@ -23,6 +24,7 @@ from lab.paper.runs import name_for
 from lab.paper.tables import spread
 from lab.run.options import Options, parse
 from lab.run.pretrained import load_student
+from lab.run.rundir import read_run
 from lab.tasks import TASKS, load_task
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +139,13 @@ def test_tables_are_what_the_commands_print(capsys, tmp_path):
     for row in re.findall(r"^\| (finetune|LAMOL|Word-KD|Seq-KD_soft|Seq-KD) \| \d+ \| (.*) \|$", tables[0], re.M):
         first, _, second, _ = row[1].split(" | ")
         assert f"| {row[0]} | {first} | {second} |" in README
+
+
+def test_the_table_of_the_default_run_is_that_of_its_record():
+    (run,) = (ROOT / "lab" / "results" / "default").iterdir()
+    summary = read_run(run)
+    assert f"```\n{eval_table(summary)}\n```" in README
+    assert f"({summary['wall_time_s']:.0f} s with two threads, 2026-11-25, `lab/results/default`)" in README
 
 
 def test_word_kd_minus_lamol_is_as_the_readme_says():
