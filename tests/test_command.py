@@ -5,6 +5,8 @@ python -m pytest tests/test_command.py"""
 import contextlib
 import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,11 @@ from whole_runs import directory, elsewhere, error, run
 
 import kd
 import train
-from lab.run import command_line
-from lab.run.pretrained import NANO
+from lab.errors import ModelFileError
+from lab.run import command_line, setup
+from lab.run.pretrained import NANO, load_student
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_help_and_bad_usage_come_back_as_exit_codes(capsys):
@@ -112,3 +117,33 @@ def test_a_keyboard_interrupt_before_the_run_is_said_so(capsys):
 
     assert command_line(start, []) == 130
     assert capsys.readouterr().err == "interrupted before the run began\n"
+
+
+def test_a_reader_that_stops_early_is_no_traceback():
+    """As in `python data.py | true`."""
+    page = subprocess.Popen([sys.executable, "data.py"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    page.stdout.close()
+    assert page.stderr.read() == b"" and page.wait() == 1
+    page.stderr.close()
+
+
+def test_a_config_names_the_commit_and_whether_a_file_differs(tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    assert setup.commit() == ""  # no checkout
+    (tmp_path / "a").write_text("1")
+    me = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    for arguments in (["init", "-q"], ["add", "a"], [*me, "commit", "-q", "-m", "m"]):
+        setup.git(tmp_path, *arguments).check_returncode()
+    commit = setup.git(tmp_path, "rev-parse", "HEAD").stdout[:12]
+    assert setup.commit() == commit
+    (tmp_path / "a").write_text("2")
+    assert setup.commit() == f"{commit}-dirty"
+    (tmp_path / "inside").mkdir()
+    monkeypatch.setattr(setup, "ROOT", tmp_path / "inside")
+    assert setup.commit() == ""  # a folder of somebody else's checkout
+
+
+def test_a_run_in_place_of_its_model_is_told_from_it(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ModelFileError, match=f"{tmp_path}: a run; its model is {tmp_path / 'model'}"):
+        load_student(tmp_path)

@@ -73,8 +73,9 @@ def test_with_compile_all_models_of_a_run_are_compiled(lab, tmp_path, monkeypatc
     assert 1 <= len(of_steps(graphs, layers=4)) <= 4
 
 
-def test_compile_without_a_compiler_is_an_error(lab, monkeypatch, capsys):
-    monkeypatch.setenv("CXX", "no-compiler")
+@pytest.mark.parametrize("compiler", ["no-compiler", " "])
+def test_compile_without_a_compiler_is_an_error(compiler, lab, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", compiler)
     assert train.main([*lab, "--compile"]) == 1
     assert "--compile: needs a C++ compiler" in capsys.readouterr().err
     assert not Path(lab[5]).exists()

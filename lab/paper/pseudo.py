@@ -85,9 +85,10 @@ def main(argv=None) -> None:
     expand_paths(o, parser, "json")
     groups = {}
     for run in map(Path, o.runs):
-        for task, judged in judge(run).items():
-            seed = read_json(run / "config.json", dict)["seed"]
-            groups.setdefault((re.sub(rf"-s{seed}(?=-|$)", "", run.name), task), []).append(judged)
+        tasks = judge(run)
+        name = re.sub(rf"-s{read_json(run / 'config.json', dict)['seed']}(?=-|$)", "", run.name)
+        for task, judged in tasks.items():
+            groups.setdefault((name, task), []).append(judged)
     lines = [line_of(*place, runs) for place, runs in groups.items()]
     columns = ("run", "task", "runs", "drawn", "accepted", "equal", "rouge")
     print(markdown_of([columns, *(tuple(str(line.get(column, "–")) for column in columns) for line in lines)]))
